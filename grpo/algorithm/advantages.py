@@ -1,0 +1,42 @@
+"""How much better than its siblings was a sample? One number per sample, from the rewards of its group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def group_centre(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
+    """Reward minus the mean of its group: A_ij = r_ij - mean_j(r_ij).
+
+    Dr. GRPO's advantage (arXiv:2503.20783): dividing by the spread would favour prompts that are almost always, or almost never, solved.
+    counts_PG is True where the sample has a reward; elsewhere the reward is ignored and the advantage is 0.
+    A group whose rewards are all equal gets exact zeros: equality is tested, because rounding alone would leave a residue
+    (six float32 rewards of 1.7 have a mean that is not 1.7). Arguments and result have shape [P, G].
+    """
+    rewards_PG = rewards_PG.double().where(counts_PG, 0.0)
+    num_P1 = counts_PG.sum(dim=1, keepdim=True).clamp(min=1)
+    mean_P1 = rewards_PG.sum(dim=1, keepdim=True) / num_P1
+    return (rewards_PG - mean_P1).where(counts_PG & ~_all_equal(rewards_PG, counts_PG), 0.0)
+
+
+def group_zscore(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
+    """Reward in standard deviations from the mean of its group: A_ij = (r_ij - mean_j(r_ij)) / std_j(r_ij).
+
+    DeepSeekMath (arXiv:2402.03300), section 4.1.2. The paper publishes neither the divisor of its std nor an epsilon: ours divides by n - 1
+    and adds nothing, since groups of equal rewards, the only ones with std 0, get exact zeros before the division.
+    Arguments and result have shape [P, G].
+    """
+    centred_PG = group_centre(rewards_PG, counts_PG)
+    num_P1 = counts_PG.sum(dim=1, keepdim=True)
+    variance_P1 = centred_PG.square().sum(dim=1, keepdim=True) / (num_P1 - 1).clamp(min=1)
+    return (centred_PG / variance_P1.sqrt()).where(centred_PG != 0, 0.0)
+
+
+def _all_equal(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
+    """[P, 1]: True for groups in which every counted reward is the same number (groups of none or one included)."""
+    highest_P1 = rewards_PG.where(counts_PG, float("-inf")).amax(dim=1, keepdim=True)
+    lowest_P1 = rewards_PG.where(counts_PG, float("inf")).amin(dim=1, keepdim=True)
+    return highest_P1 <= lowest_P1

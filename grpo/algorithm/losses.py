@@ -1,0 +1,51 @@
+"""What is minimised: the clipped-ratio objective per token, and the weight of each token in the sum.
+
+Aggregation is a weight matrix. It is computed once for the whole optimiser batch; the loss is then (per_token * weights).sum(), so that
+micro-batches, packed rows and ranks simply add up, and the same gradient comes out whatever the split.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Aggregate = Literal["sequence_mean", "token_mean", "constant"]
+
+
+def token_weights(loss_mask_BT: Tensor, how: Aggregate, *, max_tokens: int) -> Tensor:
+    """Weight of each token in the loss of an optimiser batch of B samples. Shape [B, T], zero outside the mask.
+
+    sequence_mean   1 / (B |o_i|)      each sample counts alike: GRPO (arXiv:2402.03300, eq. 3)
+    token_mean      1 / sum_i |o_i|    each token counts alike: DAPO (arXiv:2503.14476, eq. 8)
+    constant        1 / (B max_tokens) no dependence on length: Dr. GRPO (arXiv:2503.20783)
+
+    B counts the samples that have at least one token in the mask. An empty mask gives all zeros.
+    """
+    mask_BT = loss_mask_BT.double()
+    lengths_B1 = mask_BT.sum(dim=1, keepdim=True)
+    num_samples = (lengths_B1 > 0).sum().clamp(min=1)
+    match how:
+        case "sequence_mean":
+            return mask_BT / (num_samples * lengths_B1.clamp(min=1))
+        case "token_mean":
+            return mask_BT / lengths_B1.sum().clamp(min=1)
+        case "constant":
+            return mask_BT / (num_samples * max_tokens)
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Negative clipped objective of each token: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old logprob).
+
+    PPO (arXiv:1707.06347, eq. 7) with GRPO's advantages. Elementwise; the advantage of a sample is repeated over its tokens.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -(ratio * advantages).minimum(clipped * advantages)
+
+
+def is_clipped(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """True where clipping cuts the gradient: the ratio has left the trust region in the direction that its advantage pushes."""
+    ratio = (logprobs - old_logprobs).exp()
+    return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))

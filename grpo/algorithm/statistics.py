@@ -1,0 +1,42 @@
+"""How good is a model, and how sure are we? Scores of a held-out set from several samples of each problem."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+
+def mean_and_standard_error(scores_PK: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """avg@k: the mean over problems of each problem's mean over its samples, and the standard error over problems.
+
+    Samples of one problem are not independent, so the error comes from the spread of the problems' means: std(n - 1) / sqrt(problems).
+    With one problem the error is NaN: unknown, not zero.
+    """
+    means = [sum(scores) / len(scores) for scores in scores_PK]
+    mean = sum(means) / len(means)
+    if len(means) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in means) / (len(means) - 1)
+    return mean, math.sqrt(variance / len(means))
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Unbiased probability that at least one of k samples is right: 1 - C(n - c, k) / C(n, k). Chen et al. (arXiv:2107.03374), eq. 1.
+
+    Raises ValueError for k > n, where no unbiased estimate exists.
+    """
+    if k > num_samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples a problem, found {num_samples}; raise evaluation.samples_per_prompt")
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def majority_score(answers: Sequence[Hashable | None], scores: Sequence[float]) -> float:
+    """maj@k of one problem: the score of its commonest answer, None (no answer) not voting; ties share alike. No votes at all: 0."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    score_of = dict(zip(answers, scores, strict=True))
+    return sum(score_of[answer] for answer in winners) / len(winners)

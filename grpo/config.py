@@ -1,0 +1,256 @@
+"""The schema of a recipe: every key there is, its type, its default and its meaning. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Schedule = float | list[tuple[int, float]]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; a recipe does not change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+Document = Literal["worked", "guess", "untagged", "arithmetic"]
+
+
+class MadeModel(Strict):
+    """A tiny model made and pre-trained on the spot (grpo/tiny.py), cached by the hash of these settings."""
+
+    make: Literal["tiny_qwen2", "tiny_llama"]
+    seed: int = 0
+    hidden_size: PositiveInt = 192
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    problems: str = Field(
+        description="the data source whose problems the corpus is written from; rows need a column expression, such as '3 + 4'"
+    )
+    pretrain_updates: Annotated[int, Field(ge=0)] = 400
+    pretrain_learning_rate: PositiveFloat = 3e-3
+    pretrain_seed: int = 100
+    corpus: dict[Document, NonNegativeFloat] = Field(
+        default_factory=dict, description="shares of worked, guess and untagged documents at the end"
+    )
+
+
+class PretrainedModel(Strict):
+    """A Hugging Face folder or hub id."""
+
+    path: str
+
+
+class Tags(Strict):
+    """Names of the tags around thinking and answer, without brackets."""
+
+    think: str = "think"
+    answer: str = "answer"
+
+
+SOURCE_KEYS = ("reasoning_gym", "jsonl", "parquet", "csv", "hub", "general", "generator")
+
+
+class DataSource(Strict):
+    """Where rows come from. Exactly one of the source keys (reasoning_gym, jsonl, parquet, csv, hub, general, generator)."""
+
+    reasoning_gym: str | None = Field(None, description="a task name, such as chain_sum")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="the task's own settings (reasoning_gym), or the generator's keyword arguments"
+    )
+    jsonl: str | None = None
+    parquet: str | None = None
+    csv: str | None = None
+    hub: str | None = Field(None, description="a data set id on the Hugging Face hub")
+    split: str = "train"
+    general: bool = Field(False, description="short rule-made instructions that are not sums")
+    generator: str | None = Field(None, description="./file.py:name, a Python generator of rows")
+    rows: PositiveInt | None = Field(None, description="at most so many rows (for generated sources: exactly so many)")
+    seed: int = 0
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's name")
+    question: str | None = Field(
+        None, description="a format string over the row's columns that becomes the prompt, such as 'Calculate {expression}.'"
+    )
+    completion: Literal["worked_sums"] | None = Field(None, description="write a column completion: a sum worked out step by step, in the tags")
+    disjoint_from: list[str] = Field(default_factory=list, description="sources whose prompts are left out of this one")
+
+
+class RewardUse(Strict):
+    """One reward in a recipe: its reference, its weight, and its own settings beside them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str = Field(description="a shipped name, ./file.py:name or package.module:name")
+    name: str | None = Field(None, description="how metrics call it; the reference's own name by default")
+    weight: float = 1.0
+    required: bool | None = Field(None, description="drop a sample that this reward cannot judge (math does by default)")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Evaluation(Strict):
+    """The held-out set and how every stage that makes a model is measured on it. Defaults: the paper's decoding."""
+
+    prompts: str
+    rows: PositiveInt | None = None
+    samples_per_prompt: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.6
+    top_p: Fraction = 0.95
+    max_completion_tokens: PositiveInt = 256
+    seed: int = 1234
+    pass_at: list[PositiveInt] = Field(default_factory=lambda: [1])
+    accuracy: RewardUse = RewardUse(use="math")
+    well_formed: RewardUse | None = RewardUse(use="format")
+    lenient: RewardUse = RewardUse(use="math", extract="last_number")
+
+
+class Rollout(Strict):
+    """The engines and how many of them."""
+
+    engine: Literal["vllm", "scripted"] = "vllm"
+    workers: PositiveInt = 1
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    kv_cache_gib: PositiveFloat = 1.0
+    max_sequences: PositiveInt = 256
+    deadline_s: PositiveFloat = 600.0
+    sync: Literal["auto", "in_place", "rebuild"] = Field(
+        "auto", description="auto: in place where the start-up self-test proves it right, else rebuild"
+    )
+    script: str | None = Field(None, description="scripted engine only: ./file.py:name, a function from a request to a completion's text")
+
+
+class StageBase(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    seed: int | None = Field(None, description="the recipe's seed by default")
+
+
+class Optimiser(Strict):
+    """Keys of every stage that trains. A learning rate may be a list of [update, value]."""
+
+    learning_rate: PositiveFloat = 1e-6
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_learning_rate: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    max_grad_norm: PositiveFloat = 1.0
+    tokens_per_device: PositiveInt = Field(8192, description="tokens in one forward pass")
+
+
+class SupervisedKeys(Optimiser):
+    epochs: PositiveInt = 1
+    sequences_per_update: PositiveInt = 32
+    max_tokens: PositiveInt = Field(1024, description="longer rows are left out and counted")
+
+
+class SftStage(StageBase, SupervisedKeys):
+    kind: Literal["sft"]
+    from_: str = Field("base", alias="from")
+    data: str | list[str]
+
+
+class RlStage(StageBase, Optimiser):
+    kind: Literal["rl"]
+    from_: str = Field("base", alias="from")
+    prompts: str | list[str]
+    algorithm: str = "grpo"
+    rewards: Annotated[list[RewardUse], Field(min_length=1)]
+    steps: PositiveInt
+    prompts_per_step: PositiveInt = 16
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        16, description="an advantage is a reward minus its group's mean, so a group of one would teach nothing"
+    )
+    updates_per_rollout: PositiveInt = 1
+    max_prompt_tokens: PositiveInt = 512
+    max_completion_tokens: PositiveInt = 256
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    stop: list[str] = Field(default_factory=list)
+    kl_coef: NonNegativeFloat | None = Field(None, description="the algorithm's own by default")
+    clip_low: PositiveFloat | None = None
+    clip_high: PositiveFloat | None = None
+    refresh_reference_every: PositiveInt | None = Field(None, description="reference := policy every so many updates")
+    eval_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+
+
+class Keep(Strict):
+    """Which sampled completions survive rejection."""
+
+    min_reward: dict[str, float] = Field(default_factory=lambda: {"math": 1.0}, description="reward part: least value")
+    per_prompt: PositiveInt = 1
+    max_completion_tokens: PositiveInt | None = None
+    language: str | None = Field("en", description="thinking must be in this language; null switches the filter off")
+    min_language_share: Fraction = 0.8
+    max_repetition: Fraction = Field(0.5, description="largest share of repeated 4-grams")
+    code_blocks: bool = Field(False, description="keep completions with code blocks")
+    duplicates: bool = Field(False, description="keep completions that equal an earlier one of the same prompt")
+
+
+class Mix(Strict):
+    """Rows added to what a stage made."""
+
+    use: str
+    rows: PositiveInt | None = None
+
+
+class SamplingKeys(Strict):
+    samples_per_prompt: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    max_prompt_tokens: PositiveInt = 512
+    max_completion_tokens: PositiveInt = 256
+
+
+class RejectStage(StageBase, SamplingKeys):
+    kind: Literal["reject"]
+    from_: str = Field("base", alias="from")
+    prompts: str | list[str]
+    rows: PositiveInt | None = Field(None, description="prompts to use; all by default")
+    rewards: Annotated[list[RewardUse], Field(min_length=1)]
+    keep: Keep = Keep()
+    mix: list[Mix] = Field(default_factory=list)
+
+
+class DistillStage(StageBase, SupervisedKeys, SamplingKeys):
+    kind: Literal["distill"]
+    from_: str | MadeModel | PretrainedModel = Field(alias="from")
+    teacher: str | None = None
+    prompts: str | list[str] | None = None
+    rows: PositiveInt | None = None
+    rewards: list[RewardUse] = Field(default_factory=list)
+    keep: Keep = Keep()
+    data: str | list[str] | None = None
+    samples_per_prompt: PositiveInt = 1
+
+
+class EvalStage(StageBase):
+    kind: Literal["eval"]
+    from_: str = Field("base", alias="from")
+    evaluation: Evaluation | None = None
+
+
+Stage = Annotated[SftStage | RlStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
+
+
+class Recipe(Strict):
+    """A whole run: a model, named data, stages in order."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+    description: str = ""
+    seed: int = 0
+    model: str | MadeModel | PretrainedModel
+    template: str = Field("r1_zero", description="r1_zero, chat (the tokenizer's own), plain, or ./file.jinja")
+    tags: Tags = Tags()
+    data: dict[str, DataSource] = Field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    rollout: Rollout = Rollout()
+    reward_deadline_s: PositiveFloat = 5.0
+    stages: Annotated[list[Stage], Field(min_length=1)]

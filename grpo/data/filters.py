@@ -1,0 +1,80 @@
+"""Which sampled completions are fit to train on? R1's filters after rejection: right, in one language, not repetitive, not over-long, no doubles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from grpo.config import Keep, Tags
+from grpo.types import Group, Sample
+from rewards.extract import think_text
+from rewards.language import language_share
+from rewards.repetition import repeated_ngram_share
+
+UNJUDGED, TRUNCATED, BELOW, TOO_LONG, CODE, LANGUAGE, REPETITIVE, DUPLICATE, ENOUGH = (
+    "unjudged",
+    "truncated",
+    "below_min_reward",
+    "too_long",
+    "code_block",
+    "mixed_language",
+    "repetitive",
+    "duplicate",
+    "enough_of_this_prompt",
+)
+
+
+def reason_to_drop(sample: Sample, prefill: str, keep: Keep, tags: Tags) -> str | None:
+    """Why this completion is not kept, judged by itself; None where it is."""
+    text = sample.completion.text
+    if sample.reward is None:
+        return UNJUDGED
+    if sample.completion.finish != "stop":
+        return TRUNCATED
+    if any((value := sample.parts[name]) is None or value < least for name, least in keep.min_reward.items()):
+        return BELOW
+    if keep.max_completion_tokens is not None and len(sample.completion.tokens) > keep.max_completion_tokens:
+        return TOO_LONG
+    if not keep.code_blocks and "```" in text:
+        return CODE
+    if keep.language is not None:
+        share = language_share(think_text(text, prefill, tags.think) or text, keep.language)
+        if share is not None and share < keep.min_language_share:
+            return LANGUAGE
+    if repeated_ngram_share(text.split(), 4) > keep.max_repetition:
+        return REPETITIVE
+    return None
+
+
+def keep_best(groups: Iterable[Group], keep: Keep, tags: Tags) -> tuple[list[tuple[Group, Sample]], Mapping[str, int]]:
+    """Up to keep.per_prompt completions of each group, in the order drawn, and how many were dropped for which reason."""
+    kept: list[tuple[Group, Sample]] = []
+    dropped: dict[str, int] = {}
+    for group in groups:
+        texts: set[str] = set()
+        taken = 0
+        for sample in group.samples:
+            reason = reason_to_drop(sample, group.prompt.prefill, keep, tags)
+            if reason is None and not keep.duplicates and sample.completion.text.strip() in texts:
+                reason = DUPLICATE
+            if reason is None and taken == keep.per_prompt:
+                reason = ENOUGH
+            if reason is not None:
+                dropped[reason] = dropped.get(reason, 0) + 1
+                continue
+            texts.add(sample.completion.text.strip())
+            taken += 1
+            kept.append((group, sample))
+    return kept, dropped
+
+
+def row_of(group: Group, sample: Sample, source: str) -> dict[str, Any]:
+    """A kept completion as a training row that says where it comes from."""
+    return {
+        "prompt": group.prompt.columns["prompt"],
+        "completion": sample.completion.text,
+        "answer": group.prompt.columns.get("answer"),
+        "source": source,
+        "prompt_id": group.prompt.id,
+        "parts": dict(sample.parts),
+    }

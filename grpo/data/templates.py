@@ -1,0 +1,53 @@
+"""How does a question become the text that the model continues?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo.config import Tags
+from grpo.errors import DataError
+from rollout.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# DeepSeek-R1 (arXiv:2501.12948), table 1, with the tags' names as settings.
+R1_ZERO = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks about the "
+    "reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are enclosed within "
+    "<{think}> </{think}> and <{answer}> </{answer}> tags, respectively, i.e., <{think}> reasoning process here </{think}> "
+    "<{answer}> answer here </{answer}>. User: {question}. Assistant:"
+)
+PLAIN = "{question}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Turns a row into token ids. ``name`` is r1_zero, plain, chat (the tokenizer's own), or the path of a jinja file."""
+
+    name: str
+    tags: Tags = Tags()
+    base: Path = Path(".")
+
+    def text(self, question: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The rendered prompt. ``question`` is a string, or a list of {"role", "content"} messages for chat templates."""
+        if self.name == "chat" or self.name.endswith(".jinja"):
+            chat_template = None if self.name == "chat" else (self.base / self.name).read_text(encoding="utf-8")
+            if chat_template is None and not tokenizer.chat_template:
+                raise DataError("template 'chat': this model's tokenizer has no chat template; set template: r1_zero, plain or ./file.jinja")
+            messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+            return str(tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True))
+        if not isinstance(question, str):
+            raise DataError(f"template {self.name!r} takes a string as prompt, found a {type(question).__name__}; use template: chat")
+        pattern = R1_ZERO.replace("{think}", self.tags.think).replace("{answer}", self.tags.answer) if self.name == "r1_zero" else PLAIN
+        return pattern.replace("{question}", question)
+
+    def prompt(self, row: Mapping[str, Any], row_id: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """The row as a Prompt, tokenised without anything added to what the template wrote."""
+        text = self.text(row["prompt"], tokenizer)
+        opening = f"<{self.tags.think}>"
+        prefill = text[text.rindex(opening) :] if self.name not in ("r1_zero", "plain") and text.rstrip().endswith(opening) else ""
+        return Prompt(row_id, tuple(tokenizer.encode(text, add_special_tokens=False)), row, prefill)

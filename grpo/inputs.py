@@ -1,0 +1,260 @@
+"""Is everything there that a recipe takes from outside itself: files, tasks, functions, columns, rewards?"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from grpo import config
+from grpo.config import DataSource, Evaluation, MadeModel, PretrainedModel, Recipe, RewardUse
+from grpo.problems import Finding, Keys, listed, suggestion
+
+Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
+TEMPLATES = ("r1_zero", "chat", "plain")
+PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
+
+
+def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """Everything that is missing; ``base`` is the folder that relative paths refer to."""
+    yield from _template(recipe.template, base)
+    if recipe.rollout.script:
+        yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
+    columns: Columns = {}
+    for name, source in recipe.data.items():
+        columns[name], findings = source_columns(name, source, base)
+        yield from findings
+    yield from _model(recipe.model, columns, base, ("model",))
+    for index, stage in enumerate(recipe.stages):
+        at: Keys = ("stages", index)
+        if isinstance(stage, config.RlStage):
+            yield from _algorithm(stage.algorithm, base, (*at, "algorithm"))
+        if isinstance(stage, config.SftStage | config.DistillStage):
+            yield from _completions(stage.data, columns, (*at, "data"))
+        if isinstance(stage, config.RejectStage):
+            for number, mix in enumerate(stage.mix):
+                yield from _completions(mix.use, columns, (*at, "mix", number, "use"))
+        if isinstance(stage, config.RlStage | config.RejectStage | config.DistillStage):
+            for number, use in enumerate(stage.rewards):
+                yield from _reward(use, stage.prompts, columns, base, (*at, "rewards", number))
+        if isinstance(stage, config.DistillStage) and not isinstance(stage.from_, str):
+            yield from _model(stage.from_, columns, base, (*at, "from"))
+        if isinstance(stage, config.EvalStage) and stage.evaluation:
+            yield from _evaluation(stage.evaluation, columns, base, (*at, "evaluation"))
+    if recipe.evaluation:
+        yield from _evaluation(recipe.evaluation, columns, base, ("evaluation",))
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset[str] | None, list[Finding]]:
+    """The columns of a source's rows once renamed and rendered, None where only loading could tell; and what is wrong with the source."""
+    at: Keys = ("data", name)
+    from rewards.load import missing_column
+
+    columns, findings = _raw_columns(source, base, at)
+    if source.generator:
+        findings += _python_name(source.generator, base, (*at, "generator"))
+    fields, wrong = _format_fields(source.question)
+    if wrong:
+        findings.append(Finding((*at, "question"), wrong))
+    if columns is None or findings:
+        return None, findings
+    for ours, theirs in source.columns.items():
+        if theirs not in columns:
+            findings.append(Finding((*at, "columns", ours), missing_column(theirs, columns), (at,)))
+    columns |= source.columns.keys()
+    for field in fields:
+        if field not in columns:
+            findings.append(Finding((*at, "question"), missing_column(field, columns), (at,)))
+    if source.question is None and not {"prompt", "question"} & columns:
+        text = f"{missing_column('prompt', columns)} (columns: {{prompt: ...}} names it, question: 'Calculate {{...}}.' writes it)"
+        findings.append(Finding((*at, "columns"), text, (at,)))
+    return columns | {"prompt"}, findings
+
+
+def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:
+    if source.reasoning_gym:
+        return _task_columns(source.reasoning_gym, source.settings, at)
+    if source.general:
+        return frozenset({"prompt", "completion", "answer"}), []
+    for kind in ("jsonl", "csv", "parquet"):
+        file = getattr(source, kind)
+        if file:
+            path = base / file
+            if not path.is_file():
+                return None, [Finding((*at, kind), _no_file(path))]
+            return _peek(path, kind), []
+    return None, []
+
+
+def _task_columns(task: str, settings: dict[str, Any], at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:
+    """The columns of a reasoning-gym task, from one problem made with these settings."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return None, [Finding((*at, "reasoning_gym"), "reasoning_gym is not installed; pip install reasoning-gym")]
+    if task not in DATASETS:
+        close = suggestion(task, DATASETS) or f"; tasks are {listed(sorted(DATASETS))}"
+        return None, [Finding((*at, "reasoning_gym"), f"reasoning_gym has no task {task!r}{close}")]
+    known = [name for name in DATASETS[task][1].__dataclass_fields__ if name not in ("seed", "size")]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        texts = [(name, suggestion(name, known) or f"; settings are {listed(known)}") for name in unknown]
+        return None, [Finding((*at, "settings", name), f"task {task!r} has no setting {name!r}{text}") for name, text in texts]
+    try:
+        item = reasoning_gym.create_dataset(task, size=1, seed=0, **settings)[0]
+    except Exception as error:  # somebody else's checks, and whatever they raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return None, [Finding((*at, "settings"), f"task {task!r} refuses these settings: {reason}")]
+    return frozenset({"question", "answer", *item["metadata"]}), []
+
+
+def _peek(path: Path, kind: str) -> frozenset[str] | None:
+    """The columns that a file's beginning shows; None if it cannot be read so (loading says why, with the line)."""
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet
+
+            return frozenset(pyarrow.parquet.read_schema(path).names)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == "csv":
+                return frozenset(next(csv.reader(file), ()))
+            lines = [line for _ in range(PEEK_ROWS) if (line := file.readline(PEEK_BYTES)).strip()]
+        rows = [json.loads(line) for line in lines]
+    except (ImportError, OSError, ValueError, csv.Error):
+        return None
+    return frozenset(key for row in rows for key in row) if rows and all(isinstance(row, dict) for row in rows) else None
+
+
+def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:
+    """The columns that a format string names, or why it cannot be used."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(pattern or "") if field is not None]
+    except ValueError as error:
+        return [], f"not a format string: {error}; write a brace that is meant as such twice: {{{{"
+    odd = [field for field in fields if not field.isidentifier()]
+    if odd:
+        return [], f"{{{odd[0]}}} is not the name of a column; braces hold a column's name and nothing else"
+    return fields, None
+
+
+def _completions(names: str | list[str] | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
+    """Rows to imitate need a completion beside the prompt."""
+    from rewards.load import missing_column
+
+    for name in [names] if isinstance(names, str) else names or ():
+        known = columns.get(name)
+        if known is not None and "completion" not in known:
+            yield Finding(keys, f"data source {name!r}: {missing_column('completion', known)}", (("data", name),))
+
+
+# --- Rewards --------------------------------------------------------------------------------------
+
+
+def _evaluation(evaluation: Evaluation, columns: Columns, base: Path, at: Keys) -> Iterator[Finding]:
+    for name in ("accuracy", "well_formed", "lenient"):
+        if use := getattr(evaluation, name):
+            yield from _reward(use, evaluation.prompts, columns, base, (*at, name))
+
+
+def _reward(use: RewardUse, prompts: str | list[str] | None, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
+    """A reward that can be loaded, takes these settings, and finds the columns it asks for in every source of prompts."""
+    from rewards import check_reward
+
+    names = [prompts] if isinstance(prompts, str) else prompts or [""]
+    for name in names:
+        for text in check_reward(use.use, use.settings, columns.get(name), base):
+            about = f"data source {name!r}: " if text.startswith("column ") and name else ""
+            ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), ("weight", "required", "name"))
+            hint = ours if "did you mean" not in text else ""
+            yield Finding(keys, f"{about}{text}{hint}", (("data", name),) if columns.get(name) is not None else ())
+
+
+# --- Files and functions --------------------------------------------------------------------------
+
+
+def _template(template: str, base: Path) -> Iterator[Finding]:
+    if template.endswith(".jinja"):
+        if not (base / template).is_file():
+            yield Finding(("template",), _no_file(base / template))
+    elif template not in TEMPLATES:
+        text = f"no template is called {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
+        yield Finding(("template",), text)
+
+
+def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
+    """A local folder that is there; or, for a made model, problems to write a corpus from."""
+    from rewards.load import missing_column
+
+    if isinstance(model, MadeModel):
+        known = columns.get(model.problems)
+        if known is not None and "expression" not in known:
+            text = f"data source {model.problems!r}: {missing_column('expression', known)}"
+            yield Finding((*keys, "problems"), text, (("data", model.problems),))
+        return
+    path = model if isinstance(model, str) else model.path
+    is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_local and not (base / Path(path).expanduser()).is_dir():
+        yield Finding(keys, f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}")
+
+
+def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    from grpo.algorithm.names import NAMES
+
+    if ref in NAMES:
+        return
+    if ".py" in ref:
+        yield from _python_name(ref, base, keys)
+    else:
+        yield Finding(keys, f"no algorithm is called {ref!r}; algorithms are {listed(NAMES)} or ./file.py:NAME{suggestion(ref, NAMES)}")
+
+
+def _python_name(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    """./file.py:name, where the file parses and binds the name at its top level; nothing in it is run."""
+    file, _, name = ref.rpartition(":")
+    path = base / file
+    if not file.endswith(".py"):
+        yield Finding(keys, f"expected ./file.py:name, found {ref!r}")
+    elif not path.is_file():
+        yield Finding(keys, _no_file(path))
+    else:
+        try:
+            bound = _top_level_names(ast.parse(path.read_bytes()))
+        except (SyntaxError, ValueError) as error:
+            yield Finding(keys, f"{_normal(path)} is not Python: {error}")
+            return
+        if name not in bound and "*" not in bound:
+            yield Finding(keys, f"there is no {name!r} in {_normal(path)}; it has {listed(bound)}{suggestion(name, bound)}")
+
+
+def _top_level_names(module: ast.Module) -> list[str]:
+    """Names bound at the top of a file, also under its ifs and tries; "*" for a star import."""
+    names = []
+    for statement in module.body:
+        for node in ast.walk(statement) if isinstance(statement, ast.If | ast.Try) else [statement]:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.append(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names += [alias.asname or alias.name for alias in node.names]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names += [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    return names
+
+
+def _no_file(path: Path) -> str:
+    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    what = "is a folder, not a file" if path.is_dir() else "is not there"
+    return f"file {_normal(path)} {what}{suggestion(path.name, siblings)}"
+
+
+def _normal(path: Path) -> str:
+    return os.path.normpath(path)

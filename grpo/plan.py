@@ -1,0 +1,118 @@
+"""What will a run do? Which stage starts from what, which are done already, and whether what is done still fits the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.config import DistillStage, EvalStage, RejectStage, RlStage, SftStage
+from grpo.errors import RecipeError
+from grpo.loading import LoadedRecipe
+from grpo.run.folder import RunFolder
+
+AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
+SHARED = ("seed", "model", "template", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
+HARMLESS = ("checkpoint_every",)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage and where it stands. ``identity``: every setting that its result follows from, by dotted key."""
+
+    number: int
+    stage: AnyStage
+    start: str
+    inputs: tuple[str, ...]
+    makes: str
+    identity: Mapping[str, Any]
+    fingerprint: str
+    is_done: bool
+
+    @property
+    def sizes(self) -> str:
+        """Its size in the user's units."""
+        stage = self.stage
+        if isinstance(stage, RlStage):
+            samples = stage.prompts_per_step * stage.samples_per_prompt
+            updates = f"{stage.updates_per_rollout} update{'s' if stage.updates_per_rollout > 1 else ''}"
+            return f"{stage.steps} steps of {stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples = {samples} sequences = {updates}"
+        if isinstance(stage, RejectStage):
+            return f"{stage.samples_per_prompt} samples a prompt, at most {stage.keep.per_prompt} kept"
+        if isinstance(stage, SftStage | DistillStage):
+            return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.sequences_per_update} sequences"
+        return "measured"
+
+
+def make_plan(loaded: LoadedRecipe, run: RunFolder) -> list[PlannedStage]:
+    """The stages in order. Raises RecipeError where a finished stage was made by other settings, naming them."""
+    recipe = loaded.recipe
+    common = recipe.model_dump(mode="json", by_alias=True, include=set(SHARED))
+    planned: list[PlannedStage] = []
+    fingerprints: dict[str, str] = {}
+    problems: list[str] = []
+    for number, stage in enumerate(recipe.stages, start=1):
+        inputs = tuple(inputs_of(stage))
+        settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
+        identity = dict(_flat({**common, "stage": settings, "files": _files(stage, loaded.base)}))
+        fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
+        fingerprints[stage.name] = fingerprint
+        record = run.record(number, stage.name)
+        if record is not None and record["fingerprint"] != fingerprint:
+            changed = sorted(key for key in identity.keys() | record["identity"].keys() if identity.get(key) != record["identity"].get(key))
+            what = f"changed since: {', '.join(changed)}" if changed else "a stage before it was changed"
+            problems.append(
+                f"stage {stage.name!r} in {run.path} is finished, but the recipe is another now ({what}); "
+                f"undo the change, choose another --out, or make it again with --redo {stage.name}"
+            )
+        planned.append(
+            PlannedStage(number, stage, start_of(stage), inputs, makes(stage), identity, fingerprint, record is not None and not problems)
+        )
+    if problems:
+        raise RecipeError(problems)
+    return planned
+
+
+def start_of(stage: AnyStage) -> str:
+    """The model that a stage starts from, as a person would say it."""
+    if isinstance(stage.from_, str):
+        return stage.from_
+    return stage.from_.make if hasattr(stage.from_, "make") else stage.from_.path
+
+
+def makes(stage: AnyStage) -> str:
+    return {"sft": "model", "rl": "model", "distill": "model", "reject": "dataset", "eval": "scores"}[stage.kind]
+
+
+def inputs_of(stage: AnyStage) -> Iterator[str]:
+    """Names of models, datasets and data sources that a stage uses."""
+    if isinstance(stage.from_, str):
+        yield stage.from_
+    for key in ("data", "prompts", "teacher"):
+        value = getattr(stage, key, None)
+        yield from [value] if isinstance(value, str) else value or []
+    for mix in getattr(stage, "mix", []):
+        yield mix.use
+
+
+def _files(stage: AnyStage, base: Path) -> dict[str, str]:
+    """Hashes of the user's own files that a stage runs: rewards and algorithms."""
+    refs = [use.use for use in getattr(stage, "rewards", [])] + [getattr(stage, "algorithm", "")]
+    paths = {ref: base / ref.rpartition(":")[0] for ref in refs if ".py:" in ref}
+    return {ref: _hash(path.read_text(encoding="utf-8")) for ref, path in paths.items() if path.is_file()}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _hash(value: Any) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())

@@ -1,0 +1,109 @@
+"""What the trainer is given for one optimiser step: whole sequences, which of their tokens count, and what is known of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from grpo.types import Group
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences, right-padded to T; one alignment throughout: column t belongs to token t.
+
+    tokens            [B, T] int64    prompt, then completion
+    prompt_lengths    [B]    int64
+    lengths           [B]    int64    prompt and completion together
+    group             [B]    int64    sequences with equal numbers have the same prompt tokens
+    loss_mask         [B, T] bool     completion tokens that the policy wrote
+    weights           [B, T] float32  token_weights of the whole optimiser batch, so that any split of it adds up
+    advantages        [B]    float32  (zeros for supervised batches)
+    sampled_logprobs  [B, T] float32  the engine's, NaN where there are none
+    old_logprobs      [B, T] float32  the trainer's before the first update, NaN where not computed: then the current ones stand in
+    ref_logprobs      [B, T] float32  the reference's, NaN where there is none
+    """
+
+    tokens: np.ndarray
+    prompt_lengths: np.ndarray
+    lengths: np.ndarray
+    group: np.ndarray
+    loss_mask: np.ndarray
+    weights: np.ndarray
+    advantages: np.ndarray
+    sampled_logprobs: np.ndarray
+    old_logprobs: np.ndarray
+    ref_logprobs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, samples: np.ndarray) -> Batch:
+        """The batch of these samples (indices or a mask), weights unchanged: a part of the same optimiser batch."""
+        return Batch(**{field.name: getattr(self, field.name)[samples] for field in fields(self)})
+
+    def with_weights(self, how: str, max_tokens: int) -> Batch:
+        """The batch with token weights of ``how`` (grpo.algorithm.losses.token_weights): these samples are one optimiser batch."""
+        import torch
+
+        from grpo.algorithm.losses import token_weights
+
+        weights = token_weights(torch.from_numpy(self.loss_mask), how, max_tokens=max_tokens)  # type: ignore[arg-type]
+        return replace(self, weights=weights.numpy().astype(np.float32))
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    group: Sequence[int] | None = None,
+    trainable: Sequence[Sequence[bool]] | None = None,
+    sampled_logprobs: Sequence[Sequence[float]] | None = None,
+    advantages: Sequence[float] | None = None,
+) -> Batch:
+    """Sequences of token ids as a Batch with zero weights. Without ``group`` each sequence is a group of its own."""
+    num = len(prompts)
+    prompt_lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+    lengths = prompt_lengths + np.array([len(c) for c in completions], dtype=np.int64)
+    shape = (num, int(lengths.max(initial=1)))
+    tokens = np.zeros(shape, dtype=np.int64)
+    loss_mask = np.zeros(shape, dtype=bool)
+    sampled = np.full(shape, np.nan, dtype=np.float32)
+    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        start, end = prompt_lengths[b], lengths[b]
+        tokens[b, :start] = prompt
+        tokens[b, start:end] = completion
+        loss_mask[b, start:end] = True if trainable is None else trainable[b]
+        if sampled_logprobs is not None:
+            sampled[b, start:end] = sampled_logprobs[b]
+    nothing = np.full(shape, np.nan, dtype=np.float32)
+    return Batch(
+        tokens=tokens,
+        prompt_lengths=prompt_lengths,
+        lengths=lengths,
+        group=np.arange(num) if group is None else np.asarray(group, dtype=np.int64),
+        loss_mask=loss_mask,
+        weights=np.zeros(shape, dtype=np.float32),
+        advantages=np.zeros(num, dtype=np.float32) if advantages is None else np.asarray(advantages, dtype=np.float32),
+        sampled_logprobs=sampled,
+        old_logprobs=nothing,
+        ref_logprobs=nothing,
+    )
+
+
+def batch_of_groups(groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> Batch:
+    """The samples of ``groups`` that have a reward, in order, as a Batch; advantages[i][j] belongs to sample j of group i."""
+    kept = [(i, j) for i, group in enumerate(groups) for j, sample in enumerate(group.samples) if sample.reward is not None]
+    drawn = [groups[i].samples[j].completion for i, j in kept]
+    return make_batch(
+        [groups[i].prompt.tokens for i, _ in kept],
+        [completion.tokens for completion in drawn],
+        group=[i for i, _ in kept],
+        trainable=[completion.trainable for completion in drawn],
+        sampled_logprobs=[completion.logprobs for completion in drawn],
+        advantages=[advantages[i][j] for i, j in kept],
+    )

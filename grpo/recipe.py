@@ -1,0 +1,210 @@
+"""A whole run: load the recipe, plan, run the stages that are not done, and leave a summary and a report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo.config import DistillStage, MadeModel, PretrainedModel
+from grpo.errors import RecipeError
+from grpo.graph import check_graph
+from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
+from grpo.plan import PlannedStage, make_plan
+from grpo.run.folder import RunFolder
+from grpo.run.progress import Progress
+from grpo.run.report import write_report
+from grpo.types import Artifact, Checkpoint, Dataset
+
+
+def checked_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe, with nothing wrong that can be told without loading a model. Raises RecipeError with all problems."""
+    loaded = load_recipe(ref, overrides)
+    problems = check_graph(loaded)
+    if problems:
+        raise RecipeError(problems)
+    return loaded
+
+
+def default_folder(loaded: LoadedRecipe) -> Path:
+    return Path("runs") / loaded.recipe.name
+
+
+def run_recipe(ref: str, overrides: Sequence[str] = (), out: str | os.PathLike[str] | None = None, redo: str | None = None) -> dict[str, Any]:
+    """Run a recipe to its end, or go on with it, and return its summary (the contents of summary.json).
+
+    ref        a path, or the name of a shipped recipe
+    overrides  "dotted.key=value" strings
+    out        the run's folder; runs/<name> by default
+    redo       the name of a finished stage to make again, with all after it
+    Raises RecipeError before anything is loaded or written where the recipe is wrong, and the toolkit's other errors where a run fails.
+    """
+    loaded = checked_recipe(ref, overrides)
+    run = RunFolder(Path(out) if out is not None else default_folder(loaded))
+    if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
+        raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
+    if redo is None:
+        make_plan(loaded, run)  # refuse before anything is written
+    with run.held():
+        if redo is not None:
+            _forget(loaded, run, redo)
+        return _run(loaded, run, make_plan(loaded, run))
+
+
+def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, Any]:
+    recipe = loaded.recipe
+    with Progress(len(plan)) as progress:
+        if all(planned.is_done for planned in plan):
+            progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
+            return _write_summary(loaded, run, plan, "complete")
+        (run.path / "recipe.yaml").write_text(resolved_yaml(loaded), encoding="utf-8")
+        artifacts: dict[str, Artifact] = {}
+        from grpo.stages.workplace import Workplace
+        from grpo.stages import runner_of
+
+        work = Workplace(recipe, loaded.base, run.path, artifacts, progress)
+        try:
+            _start_ray()
+            artifacts["base"] = _model(recipe.model, "base", work)
+            for planned in plan:
+                if planned.is_done:
+                    progress.say(f"[{planned.number}/{len(plan)}] {planned.stage.name}: done before, skipped")
+                    artifacts.update(_made_by(run, planned))
+                    continue
+                _run_stage(planned, run, work, runner_of(planned.stage.kind))
+                _write_summary(loaded, run, plan, "running")
+        except BaseException:
+            _write_summary(loaded, run, plan, "failed")
+            raise
+        finally:
+            work.close()
+        summary = _write_summary(loaded, run, plan, "complete")
+        progress.say(f"{recipe.name}: complete, see {run.path / 'report.html'}")
+    return summary
+
+
+def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any) -> None:
+    stage = planned.stage
+    folder = run.stage(planned.number, stage.name)
+    shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt: its inputs are intact, so it is made again
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
+        work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
+    work.progress.stage(planned.number, stage.name, stage.kind, f"from {planned.start}: {planned.sizes}")
+    outcome = runner(stage, work, folder)
+    if outcome.artifact is not None:
+        work.artifacts[stage.name] = outcome.artifact
+    seconds = time.monotonic() - started
+    output = outcome.artifact.path.relative_to(run.path).as_posix() if outcome.artifact is not None else None
+    record = {
+        "name": stage.name,
+        "kind": stage.kind,
+        "status": "complete",
+        "seconds": round(seconds, 2),
+        "from": planned.start,
+        "output": output,
+        "metrics": dict(outcome.metrics),
+        "fingerprint": planned.fingerprint,
+        "identity": dict(planned.identity),
+    }
+    run.write_record(planned.number, stage.name, record)
+    work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
+
+
+def _result(metrics: Any) -> str:
+    if "eval/accuracy_after" in metrics:
+        return (
+            f": held-out accuracy {metrics['eval/accuracy_before']:.3f} -> {metrics['eval/accuracy_after']:.3f} "
+            f"(± {metrics['eval/accuracy_se']:.3f}, {metrics['eval/num_problems']:.0f} problems), "
+            f"lenient {metrics['eval/lenient_before']:.3f} -> {metrics['eval/lenient_after']:.3f}"
+        )
+    if "eval/accuracy" in metrics:
+        return f": held-out accuracy {metrics['eval/accuracy']:.3f} (± {metrics['eval/accuracy_se']:.3f})"
+    if "reject/kept" in metrics:
+        return f": kept {metrics['reject/kept']:.0f} of {metrics['reject/samples']:.0f} samples"
+    return ""
+
+
+def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Checkpoint:
+    """The folder of a model: a path, a hub id's local copy, or one made on the spot."""
+    if isinstance(model, MadeModel):
+        return Checkpoint(_made(model, name, work))
+    ref = model if isinstance(model, str) else model.path
+    for candidate in (work.base / ref, Path(ref)):
+        if candidate.is_dir():
+            return Checkpoint(candidate.resolve())
+    from huggingface_hub import snapshot_download
+
+    return Checkpoint(Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])))
+
+
+def _made(made: MadeModel, name: str, work: Any) -> Path:
+    """Made in a process of its own, so that the driver never holds a model."""
+    import ray
+
+    from grpo.tiny import make_tiny, tiny_folder
+
+    rows = work.rows(made.problems)
+    if not (tiny_folder(made, rows, work.recipe.tags) / "config.json").exists():
+        work.progress.say(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
+    template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}})
+    def make() -> Path:
+        import torch
+
+        torch.set_num_threads(num_threads)
+        return make_tiny(made, rows, tags, lambda question: template.text(question, None), lambda *_: None)
+
+    return ray.get(make.remote())
+
+
+def _made_by(run: RunFolder, planned: PlannedStage) -> dict[str, Artifact]:
+    record = run.record(planned.number, planned.stage.name)
+    assert record is not None
+    if record["output"] is None:
+        return {}
+    path = (run.path / record["output"]).resolve()
+    return {planned.stage.name: Dataset(path) if planned.makes == "dataset" else Checkpoint(path)}
+
+
+def _forget(loaded: LoadedRecipe, run: RunFolder, first: str) -> None:
+    """Remove the results of stage ``first`` and of all after it."""
+    names = [stage.name for stage in loaded.recipe.stages]
+    for number, name in enumerate(names, start=1):
+        if number > names.index(first):
+            shutil.rmtree(run.stage(number, name), ignore_errors=True)
+            for file in (run.path / "evals").glob(f"{name}.*"):
+                file.unlink()
+
+
+def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], status: str) -> dict[str, Any]:
+    stages = []
+    for planned in plan:
+        record = run.record(planned.number, planned.stage.name)
+        if record is None:
+            record = {"name": planned.stage.name, "kind": planned.stage.kind, "status": "pending", "from": planned.start, "output": None, "metrics": {}}
+        stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
+    summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
+    run.write_summary(summary)
+    write_report(run.path)
+    return summary
+
+
+def _start_ray() -> None:
+    """Ray on this machine, loopback only, without a dashboard; or the cluster that RAY_ADDRESS names."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for; at 15, any other work starves it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+    else:
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", configure_logging=False)

@@ -1,0 +1,21 @@
+"""The kinds of stage, behind one protocol: a stage's settings and the workplace in, what it made and what it says of it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from grpo.stages.workplace import Outcome, Workplace
+
+
+class RunStage(Protocol):
+    """Runs one stage in ``folder``, which is empty. What it makes, it makes below ``folder``."""
+
+    def __call__(self, stage: Any, work: Workplace, folder: Path, /) -> Outcome: ...
+
+
+def runner_of(kind: str) -> RunStage:
+    """The function that runs stages of this kind."""
+    from grpo.stages import distill, eval, reject, rl, sft
+
+    return {"sft": sft.run, "rl": rl.run, "reject": reject.run, "distill": distill.run, "eval": eval.run}[kind]

@@ -1,0 +1,35 @@
+"""Distillation as R1 does it: a student of any architecture is fine-tuned on what the teacher wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpo.config import DistillStage
+from grpo.stages import eval as evaluation
+from grpo.stages.reject import collect, write_dataset
+from grpo.stages.supervised import fine_tune
+from grpo.stages.workplace import Outcome, Workplace
+from grpo.types import Checkpoint
+
+
+def run(stage: DistillStage, work: Workplace, folder: Path) -> Outcome:
+    """Fine-tune the student on the teacher's kept traces (``teacher``), or on traces that exist already (``data``)."""
+    student = work.checkpoint(student_name(stage))
+    before = evaluation.measure_checkpoint(work, student)
+    if stage.teacher is not None:
+        rows, counts = collect(stage, stage.teacher, work, folder)
+        write_dataset(rows, folder / "data", {"stage": stage.name, "teacher": stage.teacher, "counts": counts})
+    else:
+        assert stage.data is not None, "the graph check lets no such recipe through"
+        rows, counts = work.rows(stage.data), {}
+    seed = work.recipe.seed if stage.seed is None else stage.seed
+    metrics = fine_tune(rows, student, stage, seed, work, folder)
+    made = Checkpoint(folder / "model")
+    work.artifacts[stage.name] = made
+    after = evaluation.measure_checkpoint(work, made)
+    return Outcome(made, {**(evaluation.summary(after, before) if after is not None else {}), **counts, **metrics})
+
+
+def student_name(stage: DistillStage) -> str:
+    """The name under which the student's starting model is kept: a stage's, or its own."""
+    return stage.from_ if isinstance(stage.from_, str) else f"{stage.name}_student"

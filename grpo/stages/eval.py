@@ -1,0 +1,182 @@
+"""How good is a model on the held-out set? avg@n with standard error, pass@k, maj@k, by the same graders that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.algorithm.statistics import majority_score, mean_and_standard_error, pass_at_k
+from grpo.config import EvalStage, Evaluation
+from grpo.errors import TrainingError
+from grpo.run.records import JsonLines, read_jsonl_rows, write_json
+from grpo.stages.workplace import Outcome, Workplace
+from grpo.types import Checkpoint
+from rewards.extract import answer_text, last_number
+from rollout.pool import RolloutPool
+from rollout.types import Completion, Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one model on one set of problems. ``accuracy``: right and well-formed; ``lenient``: right, whatever the form."""
+
+    accuracy: float
+    accuracy_se: float
+    lenient: float
+    lenient_se: float
+    well_formed: float
+    truncated_frac: float
+    completion_tokens: float
+    num_problems: int
+    num_unjudged: int
+    pass_at: Mapping[str, float]
+    majority: float
+
+    def metrics(self, suffix: str = "") -> dict[str, float]:
+        """As metric names: eval/accuracy{suffix}, ..."""
+        return {
+            f"eval/accuracy{suffix}": self.accuracy,
+            f"eval/lenient{suffix}": self.lenient,
+            f"eval/well_formed{suffix}": self.well_formed,
+            f"eval/completion_tokens{suffix}": self.completion_tokens,
+            f"eval/truncated_frac{suffix}": self.truncated_frac,
+        }
+
+
+def run(stage: EvalStage, work: Workplace, folder: Path) -> Outcome:
+    """Measure a model; its per-item results go to items.jsonl."""
+    settings = stage.evaluation or work.recipe.evaluation
+    assert settings is not None, "the schema asks an eval stage for an evaluation"
+    model = work.checkpoint(stage.from_)
+    scores = measure(work, work.pool(model), model, settings, folder / "items.jsonl")
+    return Outcome(None, summary(scores))
+
+
+def summary(scores: Scores, before: Scores | None = None) -> dict[str, float]:
+    """What a stage reports of its model, and of the model it started from where there is one."""
+    counts = {"eval/num_problems": scores.num_problems, "eval/num_unjudged": scores.num_unjudged}
+    extra = {**{f"eval/{name}": value for name, value in scores.pass_at.items()}, "eval/maj": scores.majority}
+    errors = {"eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
+    if before is None:
+        return {**scores.metrics(), **errors, **counts, **extra}
+    return {**before.metrics("_before"), **scores.metrics("_after"), **errors, **counts, **extra}
+
+
+def measure_checkpoint(work: Workplace, model: Checkpoint) -> Scores | None:
+    """The recipe's evaluation of ``model``, kept in DIR/evals so that the model two stages start from is measured once."""
+    settings = work.recipe.evaluation
+    if settings is None:
+        return None
+    kept = work.folder / "evals" / f"{_name_of(work, model)}.json"
+    items = kept.with_suffix(".items.jsonl")
+    if kept.exists():
+        import json
+
+        return Scores(**json.loads(kept.read_text(encoding="utf-8")))
+    items.unlink(missing_ok=True)
+    scores = measure(work, work.pool(model), model, settings, items)
+    write_json(kept, vars(scores))
+    return scores
+
+
+def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Evaluation, items_path: Path | None) -> Scores:
+    """Sample with the engine's current weights and grade. ``model`` gives the tokenizer."""
+    tokenizer = work.tokenizer(model.path)
+    prompts = work.prompts(settings.prompts, tokenizer, max_tokens=10**9, limit=settings.rows).prompts
+    sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p)
+    work.progress.doing(f"evaluating on {len(prompts)} problems")
+    completions = pool.sample(
+        prompts,
+        settings.samples_per_prompt,
+        sampling,
+        seed=settings.seed,
+        step=0,
+        deadline_s=work.recipe.rollout.deadline_s,
+        progress=lambda done, total: work.progress.doing(f"evaluating: {done}/{total} samples"),
+    )
+    items = grade(work, settings, prompts, completions)
+    if items_path is not None:
+        with JsonLines(items_path) as file:
+            file.write_all(items)
+    return scores_of(items, settings)
+
+
+def grade(work: Workplace, settings: Evaluation, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[dict[str, Any]]:
+    """One item a sample: what was asked, what was said, how it was judged (None: nobody could)."""
+    uses = {"accuracy": settings.accuracy, "lenient": settings.lenient}
+    if settings.well_formed is not None:
+        uses["well_formed"] = settings.well_formed
+    from grpo.stages.scoring import score_inputs
+
+    named = [use.model_copy(update={"name": name, "required": False}) for name, use in uses.items()]
+    with work.rewards(named) as runtime:
+        scored = runtime.score(score_inputs(prompts, completions))
+    flat = [(prompt, completion) for prompt, drawn in zip(prompts, completions, strict=True) for completion in drawn]
+    items = []
+    for (prompt, completion), judged in zip(flat, scored, strict=True):
+        parts = judged.parts
+        form = parts.get("well_formed", 1.0)
+        right = None if parts["accuracy"] is None or form is None else float(parts["accuracy"] == 1.0 and form == 1.0)
+        items.append(
+            {
+                "prompt_id": prompt.id,
+                "question": prompt.columns["prompt"],
+                "answer": prompt.columns.get("answer"),
+                "text": completion.text,
+                "finish": completion.finish,
+                "completion_tokens": len(completion.tokens),
+                "said": answer_text(completion.text, work.recipe.tags.answer) or last_number(completion.text),
+                "accuracy": right,
+                "lenient": parts["lenient"],
+                "well_formed": form,
+            }
+        )
+    return items
+
+
+def scores_of(items: Sequence[Mapping[str, Any]], settings: Evaluation) -> Scores:
+    """Scores from items; a sample that nobody could judge is left out and counted, and a set without any judged sample is an error."""
+    by_problem: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        if item["accuracy"] is not None and item["lenient"] is not None:
+            by_problem.setdefault(item["prompt_id"], []).append(item)
+    if not by_problem:
+        raise TrainingError(f"evaluation: none of {len(items)} samples could be judged; look at the column answer of {settings.prompts!r}")
+    problems = list(by_problem.values())
+    judged = [item for problem in problems for item in problem]
+    accuracy, accuracy_se = mean_and_standard_error([[item["accuracy"] for item in problem] for problem in problems])
+    lenient, lenient_se = mean_and_standard_error([[item["lenient"] for item in problem] for problem in problems])
+    complete = [problem for problem in problems if len(problem) == settings.samples_per_prompt]
+    pass_at = {
+        f"pass_at_{k}": sum(pass_at_k(len(problem), sum(item["accuracy"] == 1.0 for item in problem), k) for problem in complete) / len(complete)
+        for k in settings.pass_at
+        if complete
+    }
+    majority = [majority_score([item["said"] for item in problem], [item["accuracy"] for item in problem]) for problem in problems]
+    return Scores(
+        accuracy,
+        accuracy_se,
+        lenient,
+        lenient_se,
+        well_formed=_mean([item["well_formed"] for item in judged]),
+        truncated_frac=_mean([float(item["finish"] == "length") for item in judged]),
+        completion_tokens=_mean([item["completion_tokens"] for item in judged]),
+        num_problems=len(problems),
+        num_unjudged=len(items) - len(judged),
+        pass_at=pass_at,
+        majority=_mean(majority),
+    )
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl_rows(path)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _name_of(work: Workplace, model: Checkpoint) -> str:
+    return next(name for name, artifact in work.artifacts.items() if artifact == model)

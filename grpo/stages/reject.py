@@ -1,0 +1,63 @@
+"""Rejection sampling: draw several completions of each prompt, keep what is right and readable, write it down as a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo.config import DistillStage, Mix, RejectStage
+from grpo.data.filters import keep_best, row_of
+from grpo.errors import TrainingError
+from grpo.run.records import JsonLines, write_json
+from grpo.stages.scoring import score_groups
+from grpo.stages.workplace import Outcome, Workplace
+from grpo.types import Dataset
+from rollout.types import Sampling
+
+
+def run(stage: RejectStage, work: Workplace, folder: Path) -> Outcome:
+    """Write the kept completions of ``stage.from_``, and the rows mixed in, to folder/data."""
+    rows, metrics = collect(stage, stage.from_, work, folder)
+    rows += mixed_in(stage.mix, work)
+    write_dataset(rows, folder / "data", {"stage": stage.name, "model": stage.from_, "counts": metrics})
+    return Outcome(Dataset(folder / "data"), {**metrics, "data/rows": len(rows)})
+
+
+def collect(stage: RejectStage | DistillStage, model_name: str, work: Workplace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Sample, score and filter; returns the kept rows and the counts. All samples are written to samples.jsonl, with why they were dropped."""
+    assert stage.prompts is not None, "the graph check lets no such recipe through"
+    model = work.checkpoint(model_name)
+    prompts = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows).prompts
+    completions = work.pool(model).sample(
+        prompts,
+        stage.samples_per_prompt,
+        Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p),
+        seed=work.recipe.seed if stage.seed is None else stage.seed,
+        step=0,
+        deadline_s=work.recipe.rollout.deadline_s,
+        progress=lambda done, total: work.progress.doing(f"{done}/{total} samples"),
+    )
+    with work.rewards(stage.rewards) as rewards:
+        groups = score_groups(rewards, prompts, completions)
+    kept, dropped = keep_best(groups, stage.keep, work.recipe.tags)
+    if not kept:
+        raise TrainingError(f"stage {stage.name!r}: none of {len(prompts) * stage.samples_per_prompt} completions was kept; dropped: {dropped}")
+    with JsonLines(folder / "samples.jsonl") as samples_file:
+        samples_file.write_all(row_of(group, sample, stage.name) for group in groups for sample in group.samples)
+    counts = {f"reject/{reason}": float(number) for reason, number in sorted(dropped.items())}
+    prompts_kept = len({id(group) for group, _ in kept})
+    metrics = {"reject/samples": float(sum(len(g.samples) for g in groups)), "reject/kept": float(len(kept)), "reject/prompts_kept": float(prompts_kept)}
+    return [row_of(group, sample, stage.name) for group, sample in kept], {**metrics, **counts}
+
+
+def mixed_in(mixes: list[Mix], work: Workplace) -> list[dict[str, Any]]:
+    return [{**row, "source": mix.use} for mix in mixes for row in work.rows(mix.use)[: mix.rows]]
+
+
+def write_dataset(rows: list[dict[str, Any]], folder: Path, provenance: Mapping[str, Any]) -> None:
+    """rows.jsonl and provenance.json: which model and stage made the rows, and how many were dropped for which reason."""
+    (folder / "rows.jsonl").unlink(missing_ok=True)
+    with JsonLines(folder / "rows.jsonl") as file:
+        file.write_all(rows)
+    write_json(folder / "provenance.json", {**provenance, "rows": len(rows)})

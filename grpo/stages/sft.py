@@ -1,0 +1,23 @@
+"""Supervised fine-tuning of a model on data sources and on what earlier stages kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpo.config import SftStage
+from grpo.stages import eval as evaluation
+from grpo.stages.supervised import fine_tune
+from grpo.stages.workplace import Outcome, Workplace
+from grpo.types import Checkpoint
+
+
+def run(stage: SftStage, work: Workplace, folder: Path) -> Outcome:
+    """Fine-tune ``stage.from_`` on ``stage.data``."""
+    start = work.checkpoint(stage.from_)
+    before = evaluation.measure_checkpoint(work, start)
+    seed = work.recipe.seed if stage.seed is None else stage.seed
+    metrics = fine_tune(work.rows(stage.data), start, stage, seed, work, folder)
+    made = Checkpoint(folder / "model")
+    work.artifacts[stage.name] = made
+    after = evaluation.measure_checkpoint(work, made)
+    return Outcome(made, {**(evaluation.summary(after, before) if after is not None else {}), **metrics})

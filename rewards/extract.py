@@ -1,0 +1,41 @@
+"""Where in a completion the thinking, the answer and the last number stand."""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = re.compile(r"(?:(?<![\w)\].])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)")
+
+
+def think_text(text: str, prefill: str = "", tag: str = "think") -> str | None:
+    """The inside of the first think block; up to the end where it was never closed; None where there is none.
+
+    ``prefill`` is what the template already wrote of the assistant's turn, often the opening tag.
+    """
+    _, opened, rest = (prefill + text).partition(f"<{tag}>")
+    return rest.partition(f"</{tag}>")[0] if opened else None
+
+
+def answer_text(text: str, tag: str = "answer") -> str | None:
+    """The inside of the last complete answer block, stripped, or None: a second thought counts, a second chance does not."""
+    end = text.rfind(f"</{tag}>")
+    start = text.rfind(f"<{tag}>", 0, max(end, 0))
+    return text[start + len(tag) + 2 : end].strip() if start >= 0 else None
+
+
+def boxed_text(text: str) -> str | None:
+    r"""The inside of the last \boxed{...} whose braces close within 2,000 characters, or None."""
+    start = len(text)
+    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
+        depth = 0
+        for at in range(start + 6, min(start + 2006, len(text))):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                return text[start + 7 : at].strip()
+    return None
+
+
+def last_number(text: str) -> str | None:
+    """The last number as it stands (``-1,234.5``), or None. A minus right after a digit, letter or bracket subtracts: 5-3 ends in 3."""
+    numbers = NUMBER.findall(text)
+    return numbers[-1].replace("\u2212", "-") if numbers else None

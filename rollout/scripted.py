@@ -1,0 +1,70 @@
+"""An engine whose completions are written by a function: for tests, and for trying a recipe's plumbing in seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rollout.errors import EngineError
+from rollout.types import Completion, Finished, Request
+from rollout.weights import WeightUpdate, unpack_weights
+
+Script = Callable[[Request, int], Sequence[int]]
+
+
+class ScriptedEngine:
+    """``script(request, version)`` returns the completion's token ids; log-probabilities are those of a uniform draw from two."""
+
+    def __init__(self, script: Script):
+        self.script = script
+        self.version = -1
+        self._waiting: list[Request] = []
+        self._tokenizer = None
+
+    def load_model(self, folder: Path, version: int) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.version = version
+
+    def load_weights(self, update: WeightUpdate) -> None:
+        unpack_weights(update)
+        self.version = update.version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+
+    def poll(self, timeout_s: float) -> list[Finished]:
+        done, self._waiting = self._waiting, []
+        return [self._finish(request) for request in done]
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        gone = set(request_ids)
+        self._waiting = [request for request in self._waiting if request.id not in gone]
+
+    def close(self) -> None:
+        self._waiting = []
+
+    def _finish(self, request: Request) -> Finished:
+        assert self._tokenizer is not None, "load_model comes first"
+        tokens = tuple(self.script(request, self.version))[: request.sampling.max_tokens]
+        stopped = bool(tokens) and tokens[-1] == self._tokenizer.eos_token_id
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        half = (-0.6931471805599453,) * len(tokens)
+        return Finished(request.id, Completion(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),)))
+
+
+def load_script(ref: str, base: Path) -> Script:
+    """The function that ``./file.py:name`` names, relative to ``base``. Raises EngineError where there is none."""
+    file, _, name = ref.rpartition(":")
+    path = (base / file).resolve()
+    if not path.is_file():
+        raise EngineError(f"rollout.script {ref!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_user_script_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise EngineError(f"rollout.script {ref!r}: there is no function {name!r} in {path}")
+    return getattr(module, name)

@@ -1,0 +1,133 @@
+"""vLLM in the caller's own process: requests in, samples out, weights replaced in place."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout.engine import EngineSettings
+from rollout.errors import EngineError, WeightSyncError
+from rollout.faults import fault
+from rollout.readback import mismatched_weights
+from rollout.types import Completion, Finished, Request
+from rollout.weights import WeightUpdate, unpack_weights
+
+
+def environment(settings: EngineSettings) -> dict[str, str]:
+    """Environment variables a process must have before it imports vLLM."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's process: weights need no second copy
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(settings.kv_cache_gib))),
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": str(settings.num_threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class VllmEngine:
+    """The vLLM engine behind RolloutEngine."""
+
+    def __init__(self, settings: EngineSettings):
+        os.environ.update({key: value for key, value in environment(settings).items() if key not in os.environ})
+        self.settings = settings
+        self.version = -1
+        self._llm: Any = None
+
+    def load_model(self, folder: Path, version: int) -> None:
+        from vllm import LLM
+
+        self.close()
+        self._llm = LLM(
+            model=str(folder),
+            dtype=self.settings.dtype,
+            max_model_len=self.settings.max_tokens,
+            max_num_seqs=self.settings.max_sequences,
+            # A seeded request whose prompt is prefilled in pieces fails on CPU, so every prompt must fit one batch.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(8192, self.settings.max_tokens),
+            logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
+            enforce_eager=True,
+            distributed_executor_backend="uni",
+            disable_log_stats=True,
+            generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
+            seed=0,
+        )
+        self.version = version
+
+    def load_weights(self, update: WeightUpdate) -> None:
+        tensors = unpack_weights(update)
+        self._engine_must_be_idle("load weights")
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
+        if fault() != "stale_kernel":
+            self._llm.apply_model(_repack_embedding_kernels)
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache; keys of the old weights would be served")
+        problems = self._llm.apply_model(lambda model: mismatched_weights(model, tensors, update.version))[0]
+        if problems:
+            raise WeightSyncError(f"after loading version {update.version}, vLLM computes with other weights than were sent: {'; '.join(problems)}")
+        self.version = update.version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for request in requests:
+            sampling = request.sampling
+            params = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                seed=request.seed if sampling.temperature > 0 else None,
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._llm.llm_engine.add_request(request.id, {"prompt_token_ids": list(request.tokens)}, params)
+
+    def poll(self, timeout_s: float) -> list[Finished]:
+        deadline = time.monotonic() + timeout_s
+        finished: list[Finished] = []
+        while not finished and self._llm.llm_engine.has_unfinished_requests() and time.monotonic() < deadline:
+            finished = [self._finished(output) for output in self._llm.llm_engine.step() if output.finished]
+        return finished
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        self._llm.llm_engine.abort_request(list(request_ids))
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _finished(self, output: Any) -> Finished:
+        drawn = output.outputs[0]
+        tokens = tuple(drawn.token_ids)
+        logprobs = tuple(chosen[token].logprob for token, chosen in zip(tokens, drawn.logprobs, strict=True))
+        finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
+        return Finished(
+            output.request_id,
+            Completion(tokens, logprobs, (True,) * len(tokens), drawn.text, finish, ((0, self.version),)),
+        )
+
+    def _engine_must_be_idle(self, what: str) -> None:
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise EngineError(f"asked to {what} while requests are being drawn; they would be sampled from two versions")
+
+
+def _repack_embedding_kernels(model: Any) -> None:
+    """Rebuild the packed copy that CPU kernels keep of lm_head: vLLM's reload rebuilds those of linear layers only."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

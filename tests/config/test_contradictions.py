@@ -1,0 +1,99 @@
+"""Settings that are right one by one and wrong together, each explained with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Problems = Callable[..., list[str]]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.reason.warmup_updates=13", "is more than the stage's 12 updates"),
+        ("stages.reason.updates_per_rollout=3", "16 prompts cannot be shared out equally among 3 updates; make prompts_per_step"),
+        ("stages.reason.max_completion_tokens=7681", "= 8193 is more than tokens_per_device 8192: the longest sample would not fit"),
+        (
+            "stages.reason.clip_low=10",
+            "clip_low 10 puts the lower bound of the ratio at -9, where no ratio can be; write a number from 0 to 1",
+        ),
+        ("stages.reason.top_p=0.95", "top_p 0.95 draws from a cut distribution, but the trainer computes"),
+        ("stages.reason.top_k=20", "top_k 20 draws from a cut distribution"),
+        ("stages.reason.min_learning_rate=1", "min_learning_rate 1 is above learning_rate 1e-06"),
+        ("stages.reason.eval_every=5", "eval_every needs a held-out set: write evaluation: {prompts: ...}"),
+        ("stages.reason.rewards.0.weight=0", "all rewards have weight 0, so every advantage would be 0"),
+        ("stages.reason.rewards=[{use: math}, {use: math}]", "two rewards are called 'math'; give one another name: ..."),
+        ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
+        (
+            "stages.harvest.keep={min_reward: {mth: 1}}",
+            "keep.min_reward asks for 'mth', which is not among the stage's rewards [math]; did you mean 'math'?",
+        ),
+        (
+            "stages.harvest.rewards=[{use: format}]",
+            "keep.min_reward asks for 'math' (the default), which is not among the stage's rewards [format]",
+        ),
+        ("stages.harvest.keep={per_prompt: 9}", "keep.per_prompt 9 is more than samples_per_prompt 8"),
+        ("evaluation={prompts: sums, pass_at: [1, 8]}", "pass@8 cannot be told from 1 samples a prompt; raise samples_per_prompt to 8"),
+        ("rollout.engine=scripted", "the scripted engine needs a script: ./file.py:name"),
+        ("tags={think: a, answer: a}", "thinking and answer have the same tag"),
+        ("data.sums.general=false", "data source 'sums' does not say where its rows come from; write one of [reasoning_gym, jsonl, "),
+        ("data.sums.settings={a: 1}", "settings are for the sources reasoning_gym and generator; data source 'sums' is a general"),
+    ],
+)
+def test_a_contradiction_is_one_line(override: str, words: str, problems: Problems, sound: str) -> None:
+    (line,) = problems(sound, override)
+    assert words in line
+
+
+def test_a_data_source_names_one_source(problems: Problems, sound: str) -> None:
+    (line,) = problems(sound.replace("{general: true, rows: 20}", "{general: true, hub: org/name}"))
+    assert line == "r.yaml:4: data.sums.general: data source 'sums' names 2 sources, [hub, general]; keep one"
+
+
+def test_a_contradiction_stands_at_the_line_of_a_setting_that_makes_it(problems: Problems, sound: str) -> None:
+    (line,) = problems(sound.replace("steps: 12", "warmup_updates: 13\n    steps: 12"))
+    assert line.startswith("r.yaml:14: stages.reason.warmup_updates: warmup_updates 13 is more than the stage's 12 updates")
+
+
+@pytest.mark.parametrize("override", ["stages.reason.clip_low=1", "stages.reason.warmup_updates=12", "stages.harvest.top_p=0.9"])
+def test_the_edge_of_what_is_allowed_is_allowed(override: str, problems: Problems, sound: str) -> None:
+    assert problems(sound, override) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("", "stage 's' has nothing to learn from: write teacher: (a stage, to answer prompts) or data: (rows already there)"),
+        (
+            "teacher: reason, data: harvest, prompts: sums, rewards: [{use: math}]",
+            "stage 's' has both a teacher, who would write its rows, and data",
+        ),
+        ("teacher: reason, rewards: [{use: math}]", "the teacher of stage 's' has no prompts to answer; write prompts: ..."),
+        ("data: harvest, prompts: sums", "prompts are for a teacher's answers, and the rows of data: are already written; delete prompts"),
+        ("teacher: reason, prompts: sums", "keep.min_reward asks for 'math' (the default), which is not among the stage's rewards []"),
+    ],
+)
+def test_a_student_learns_from_a_teacher_or_from_rows_never_both(keys: str, words: str, problems: Problems, sound: str) -> None:
+    (line,) = problems(f"{sound}  - {{name: s, kind: distill, from: base, {keys}}}\n")
+    assert line.startswith("r.yaml:20: stages.s") and words in line
+
+
+def test_an_evaluation_needs_a_held_out_set(problems: Problems, sound: str) -> None:
+    stage = "  - {name: e, kind: eval}\n"
+    assert problems(sound + stage) == [
+        "r.yaml:20: stages.e: stage 'e' has nothing to evaluate on: write evaluation: {prompts: ...} in the stage or in the recipe"
+    ]
+    assert problems(sound + stage + "evaluation: {prompts: sums}\n") == []
+
+
+def test_a_contradiction_with_a_value_that_was_not_read_is_not_reported(problems: Problems, sound: str) -> None:
+    """tokens_per_device is unreadable, so nothing is said of what doesn't fit into its default."""
+    (line,) = problems(sound, "stages.reason.tokens_per_device=many", "stages.reason.max_completion_tokens=9000")
+    assert "found 'many'" in line
+
+
+def test_heads_share_out_the_hidden_size_of_a_made_model(problems: Problems, sound: str) -> None:
+    lines = problems(sound.replace("org/base", "{make: tiny_qwen2, problems: sums, heads: 5}"))
+    assert any("hidden_size 192 cannot be shared out among 5 heads; make it a multiple" in line for line in lines)
