@@ -34,7 +34,7 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/mypy
 
 bench: setup ## the benchmarks, each printing one JSON object as its last line
-	@for script in scripts/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" --json $(ARGS) || exit 1; done
+	@shopt -s nullglob; for script in scripts/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" --json $(ARGS) || exit 1; done
 
 lock: setup ## resolve constraints.txt anew from pyproject.toml (after changing a dependency)
 	$(VENV)/bin/uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --no-annotate --quiet \

@@ -31,7 +31,7 @@ def _check_sibling(name: str) -> None:
             return
         hidden_by = (spec.origin or ", ".join(map(str, folders))) if spec else None
     if hidden_by is None:
-        raise ImportError(f"grpo needs the package {name!r} beside it, in {ours}, and it is not there; install grpo-toolkit again", name=name)
+        raise ImportError(f"grpo needs the package {name!r}, in {ours}, and it is not there; install grpo-toolkit again", name=name)
     raise ImportError(
         f"grpo needs its own package {name!r}, in {ours}, but {hidden_by} hides it; rename that file, "
         f"or start from another folder (a reward of your own may keep any file name: a recipe loads it by its path)",

@@ -76,6 +76,10 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
     if source.question is None and not {"prompt", "question"} & columns:
         text = f"{missing_column('prompt', columns)} (columns: {{prompt: ...}} names it, question: 'Calculate {{...}}.' writes it)"
         findings.append(Finding((*at, "columns"), text, (at,)))
+    if source.completion == "worked_sums":
+        if "expression" not in columns:
+            findings.append(Finding((*at, "completion"), missing_column("expression", columns), (at,)))
+        columns |= {"completion"}
     return columns | {"prompt"}, findings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,7 +192,10 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
         stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
     summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
     run.write_summary(summary)
-    write_report(run.path)
+    try:
+        write_report(run.path)
+    except OSError as error:  # a report that cannot be written must not hide why a run ended
+        print(f"grpo: the report was not written: {error}", file=sys.stderr)
     return summary
 
 

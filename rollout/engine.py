@@ -52,17 +52,20 @@ class RolloutEngine(Protocol):
 
 
 def generate(engine: RolloutEngine, requests: Sequence[Request], deadline_s: float) -> list[Completion]:
-    """Draw all of ``requests`` and return their completions in the same order. Raises EngineError past the deadline or on a failure."""
+    """Draw all of ``requests`` and return their completions in the same order.
+
+    Raises EngineError past the deadline or on a failure; what is then unfinished is cancelled.
+    """
     engine.submit(requests)
     completions: dict[str, Completion] = {}
     deadline = time.monotonic() + deadline_s
-    while len(completions) < len(requests):
-        for finished in engine.poll(timeout_s=1.0):
-            if finished.completion is None:
-                raise EngineError(f"request {finished.request_id} failed: {finished.error}")
-            completions[finished.request_id] = finished.completion
+    while missing := [request.id for request in requests if request.id not in completions]:
         if time.monotonic() > deadline:
-            missing = [request.id for request in requests if request.id not in completions]
             engine.cancel(missing)
             raise EngineError(f"{len(missing)} of {len(requests)} requests were not done after {deadline_s:.0f} s; the first is {missing[0]}")
+        for finished in engine.poll(timeout_s=1.0):
+            if finished.completion is None:
+                engine.cancel(missing)
+                raise EngineError(f"request {finished.request_id} failed: {finished.error}")
+            completions[finished.request_id] = finished.completion
     return [completions[request.id] for request in requests]

@@ -11,6 +11,7 @@ import ray
 
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError, WeightSyncError
+from rollout.faults import fault
 from rollout.proof import ReloadProof
 from rollout.seeds import sample_seed
 from rollout.types import Completion, Prompt, Request, Sampling
@@ -132,4 +133,5 @@ def _actor_options(engine: str, settings: EngineSettings) -> dict[str, Any]:
 
     num_gpus = ray.cluster_resources().get("GPU", 0)
     variables = environment(settings) if engine == "vllm" else {"OMP_NUM_THREADS": str(settings.num_threads)}
+    variables["GRPO_FAULT"] = fault()
     return {"num_cpus": 0, "num_gpus": min(1.0, num_gpus / 2), "runtime_env": {"env_vars": variables}, "max_restarts": 0}

@@ -33,10 +33,10 @@ class WeightUpdate:
 
 
 def pack_weights(tensors: Mapping[str, torch.Tensor], version: int, dtype: torch.dtype) -> WeightUpdate:
-    """Cast to ``dtype``, view as bytes, record. The manifest is made from the sender's tensors, before anything travels."""
+    """Cast a copy to ``dtype``, view as bytes, record. The manifest is made from the sender's tensors, before anything travels."""
     manifest, payload = {}, {}
     for name, tensor in tensors.items():
-        sent = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        sent = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
         payload[name] = _bytes_of(sent)
         manifest[name] = TensorRecord(tuple(sent.shape), str(sent.dtype).removeprefix("torch."), _digest(payload[name]))
     return WeightUpdate(version, manifest, payload)

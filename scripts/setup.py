@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -22,22 +23,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INPUTS = ("pyproject.toml", "constraints.txt", "requirements-cpu.txt", "scripts/setup.py")
+INPUTS = ("constraints.txt", "requirements-cpu.txt", "scripts/setup.py")  # with pyproject.toml but for the settings of tools
 STAMP = "grpo-setup.stamp"
 CPU_TORCH = "torch==2.13.0+cpu"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # the only public place that has the +cpu builds
 OLDEST_PYTHON = (3, 11)
 # Compiled to bytecode now is what a run imports, not these: it saves 13 s of every process where PYTHONDONTWRITEBYTECODE is set (containers
 # often do), and elsewhere keeps the driver and its workers from all compiling the same files at their first start.
-NEVER_IMPORTED = "|".join(
-    (
-        r"/(tests?|benchmarks|pip|mypyc?|trl|fontTools)/.",
-        r"/ray/(data|serve|train|tune|rllib|llm|dashboard)/.",
-        r"/(torch/testing/_internal|sympy/physics|sympy/stats|openai/resources|transformers/pipelines|plotly/graph_objs/\w+)/.",
-        r"/transformers/models/(?!auto|qwen|llama|deepseek|gemma|mi[sx]tral|smollm|gpt2/|t5/|whisper/)[a-z]",
-        r"/vllm/(model_executor/)?models/(?!qwen|llama|deepseek|gemma|mi[sx]tral|common|[a-z_]+\.py)[a-z]",
+NEVER_IMPORTED = r"/site-packages/(.+/)?({})".format(
+    "|".join(
+        (
+            r"(tests?|benchmarks|pip|mypyc?|trl|fontTools|pygments/lexers|plotly/graph_objs)/.",
+            r"ray/(data|serve|train|tune|rllib|llm|dashboard)/.",
+            r"(torch/testing/_internal|sympy/physics|sympy/stats|openai/resources|transformers/pipelines)/.",
+            r"transformers/models/(?!auto|qwen|llama|deepseek|gemma|mi[sx]tral|smollm|gpt2/|t5/|whisper/)[a-z]",
+            r"vllm/(model_executor/)?models/(?!qwen|llama|deepseek|gemma|mi[sx]tral|common|[a-z_]+\.py)[a-z]",
+        )
     )
 )
+LARGE_PACKAGES = ("torch", "vllm", "transformers", "sympy", "pandas", "ray", "openai", "numpy", "networkx")
 
 
 class SetupError(Exception):
@@ -93,7 +97,12 @@ def one_at_a_time() -> Iterator[None]:
 
 def wanted_stamp(kind: str) -> str:
     """What an environment must have been made from to be used as it is."""
-    digest = hashlib.sha256()
+    import tomllib  # new in Python 3.11, which main has checked
+
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    parts = {"build-system": project["build-system"], "project": project["project"], "hatch": project["tool"]["hatch"]}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name in INPUTS:
         digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
     return f"{kind} python{sys.version_info.major}.{sys.version_info.minor} {ROOT} {digest.hexdigest()}\n"
@@ -144,9 +153,15 @@ def make_venv(venv: Path) -> None:
 
 
 def compile_bytecode(venv: Path) -> None:
+    """Several plain compileall processes: its own -j costs as much as it saves, and a second run over compiled files should take no time."""
     started = time.monotonic()
     (packages,) = venv.glob("lib/python*/site-packages")
-    works([str(venv / "bin" / "python"), "-m", "compileall", "-qq", "-j", "0", "-x", NEVER_IMPORTED, str(packages)])  # a few files are Python 2
+    large = [packages / name for name in LARGE_PACKAGES if (packages / name).is_dir()]
+    rest = rf"{NEVER_IMPORTED}|/site-packages/({'|'.join(LARGE_PACKAGES)})/"
+    compileall = [str(venv / "bin" / "python"), "-m", "compileall", "-qq", "-x"]
+    jobs = [[*compileall, NEVER_IMPORTED, str(folder)] for folder in large] + [[*compileall, rest, str(packages)]]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(works, jobs))  # a file that doesn't compile, and there are such, isn't imported either
     print(f"setup: bytecode ({time.monotonic() - started:.0f} s)", flush=True)
 
 
@@ -182,14 +197,17 @@ def works(command: Sequence[str]) -> bool:
 def step(what: str, commands: Sequence[Sequence[str]]) -> None:
     """Run the first of the commands that works; where none does, say what the last one printed."""
     started = time.monotonic()
-    for command in commands:
+    for attempt, command in enumerate(commands):
+        if attempt:
+            print(f"setup: {what}: that failed, trying {' '.join(command)}", flush=True)
         ran = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if ran.returncode == 0:
             print(f"setup: {what} ({time.monotonic() - started:.0f} s)", flush=True)
             return
     tail = "\n".join(ran.stdout.strip().splitlines()[-25:])
-    hint = "" if shutil.which("cc") or shutil.which("gcc") else "\nThere is no C compiler here, and one package (pycosat) is built from source: install gcc."
-    raise SetupError(f"{what} failed: {' '.join(command)}\n{tail}{hint}")
+    if not shutil.which("cc") and not shutil.which("gcc"):
+        tail += "\nThere is no C compiler here, and one package (pycosat) is built from source: install gcc."
+    raise SetupError(f"{what} failed: {' '.join(command)}\n{tail}")
 
 
 if __name__ == "__main__":

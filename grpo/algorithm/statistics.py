@@ -32,11 +32,14 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def majority_score(answers: Sequence[Hashable | None], scores: Sequence[float]) -> float:
-    """maj@k of one problem: the score of its commonest answer, None (no answer) not voting; ties share alike. No votes at all: 0."""
+    """maj@k of one problem: the score of its commonest answer, None (no answer) not voting; ties share alike. No votes at all: 0.
+
+    Where samples of one answer have different scores (a right answer, ill-formed once), their mean is the answer's score.
+    """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
-    winners = [answer for answer, count in votes.items() if count == most]
-    score_of = dict(zip(answers, scores, strict=True))
-    return sum(score_of[answer] for answer in winners) / len(winners)
+    winners = {answer for answer, count in votes.items() if count == most}
+    won = [score for answer, score in zip(answers, scores, strict=True) if answer in winners]
+    return sum(won) / len(won)

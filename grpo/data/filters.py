@@ -11,8 +11,9 @@ from rewards.extract import think_text
 from rewards.language import language_share
 from rewards.repetition import repeated_ngram_share
 
-UNJUDGED, TRUNCATED, BELOW, TOO_LONG, CODE, LANGUAGE, REPETITIVE, DUPLICATE, ENOUGH = (
+UNJUDGED, EMPTY, TRUNCATED, BELOW, TOO_LONG, CODE, LANGUAGE, REPETITIVE, DUPLICATE, ENOUGH = (
     "unjudged",
+    "empty",
     "truncated",
     "below_min_reward",
     "too_long",
@@ -29,6 +30,8 @@ def reason_to_drop(sample: Sample, prefill: str, keep: Keep, tags: Tags) -> str 
     text = sample.completion.text
     if sample.reward is None:
         return UNJUDGED
+    if not text.strip():
+        return EMPTY
     if sample.completion.finish != "stop":
         return TRUNCATED
     if any((value := sample.parts[name]) is None or value < least for name, least in keep.min_reward.items()):

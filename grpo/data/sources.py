@@ -50,7 +50,7 @@ def _reasoning_gym(source: DataSource, size: int, seed: int) -> list[Row]:
     import reasoning_gym
 
     dataset = reasoning_gym.create_dataset(source.reasoning_gym, size=size, seed=seed, **source.settings)
-    return [{"question": item["question"], "answer": item["answer"], **_plain(item["metadata"])} for item in dataset]
+    return [{**_plain(item["metadata"]), "question": item["question"], "answer": item["answer"]} for item in dataset]
 
 
 def _plain(metadata: Mapping[str, Any]) -> Row:
@@ -70,7 +70,7 @@ def _read(name: str, source: DataSource, base: Path, tags: Tags) -> list[Row]:
 def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON-lines file; DataError names file and line of every line that is not a JSON object."""
     rows, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

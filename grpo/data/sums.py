@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 
 from grpo.config import Tags
+from grpo.errors import DataError
+
+SUM = re.compile(r"\s*[+-]?\s*\d+(?:\s*[+-]\s*\d+)*\s*")
 
 
 def steps_of(expression: str) -> tuple[list[str], int]:
-    """The steps of a sum from left to right, and its total: "3 + 4 - 5" is ["3+4=7", "7-5=2"] and 2."""
-    first, *rest = re.findall(r"[+-]?\s*\d+", expression)
+    """The steps of a sum from left to right, and its total: "3 + 4 - 5" is ["3+4=7", "7-5=2"] and 2.
+
+    Raises DataError for anything but whole numbers with + and - between them: a wrong textbook would teach wrong sums.
+    """
+    if not SUM.fullmatch(expression):
+        raise DataError(f"expression {expression!r} is not a sum of whole numbers such as '3 + 4 - 5'")
+    first, *rest = (term.replace(" ", "") for term in re.findall(r"[+-]?\s*\d+", expression))
     total, steps = int(first), []
     for term in rest:
         operator, number = term[0], int(term[1:])

@@ -68,6 +68,7 @@ def make_batch(
     """Sequences of token ids as a Batch with zero weights. Without ``group`` each sequence is a group of its own."""
     num = len(prompts)
     prompt_lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+    assert (prompt_lengths > 0).all(), "a prompt has at least one token: its last one predicts the completion's first"
     lengths = prompt_lengths + np.array([len(c) for c in completions], dtype=np.int64)
     shape = (num, int(lengths.max(initial=1)))
     tokens = np.zeros(shape, dtype=np.int64)

@@ -1,13 +1,13 @@
 """How sequences are laid out in the rows of a forward pass: a prompt once, and behind it all completions that share it.
 
 A tree is one prompt and some completions: [prompt, completion 1, ..., completion G]. Each completion sees the prompt and itself; position ids
-restart after the prompt for each of them, so every token has the context and the position that it has in a row of its own. Short trees
-(supervised rows) share a row; a tree of an RL group is a row.
+restart after the prompt for each of them, so every token has the context and the position that it has in a row of its own. A row holds one
+tree or several, and a large group may be several trees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,20 +47,27 @@ class _Tree:
     num_tokens: int
 
 
-def pack(batch: Batch, tokens_per_pass: int, row_tokens: int = 256) -> Iterator[PackedRows]:
+@dataclass(frozen=True)
+class Costs:
+    """What a forward pass costs, in any unit: for each token (matrix products), and for each pair of tokens in a row (attention)."""
+
+    per_token: float
+    per_pair: float
+
+
+def pack(batch: Batch, tokens_per_pass: int, costs: Costs) -> list[PackedRows]:
     """Lay out all sequences of ``batch`` in passes of at most ``tokens_per_pass`` tokens, padding included.
 
-    Trees are put into rows by first fit, longest first; a row holds trees of up to ``row_tokens`` together, or one longer tree. A group that
-    exceeds ``tokens_per_pass`` is split into trees that repeat its prompt. The layout follows from the shapes alone, so that a run repeats.
+    A short row repeats a prompt for few completions, a long one pays for T x T attention; the row length is the cheapest of the powers of two
+    by ``costs``. The layout follows from shapes alone, never from timings, so that a run repeats.
     Raises ValueError where a single sequence exceeds ``tokens_per_pass``.
     """
-    rows = _fill_rows(_trees(batch, tokens_per_pass), row_tokens)
-    rows.sort(key=lambda row: -sum(tree.num_tokens for tree in row))
-    while rows:
-        width = sum(tree.num_tokens for tree in rows[0])
-        num_rows = max(1, tokens_per_pass // width)
-        yield _lay_out(batch, rows[:num_rows], width)
-        rows = rows[num_rows:]
+    longest = int(batch.lengths.max(initial=1))
+    if longest > tokens_per_pass:
+        raise ValueError(f"a sequence of {longest} tokens exceeds tokens_per_device = {tokens_per_pass}; raise it to at least that")
+    candidates = [2**k for k in range(6, tokens_per_pass.bit_length()) if 2**k >= longest] or [tokens_per_pass]
+    passes = min((_passes(batch, tokens_per_pass, row_tokens) for row_tokens in candidates), key=lambda passes: _cost(passes, costs))
+    return [_lay_out(batch, rows, _width(rows)) for rows in passes]
 
 
 def tree_mask(segment_RT: Tensor, parent_RT: Tensor) -> Tensor:
@@ -72,7 +79,35 @@ def tree_mask(segment_RT: Tensor, parent_RT: Tensor) -> Tensor:
     return (related & causal & (query >= 0) | causal.triu()).unsqueeze(1)
 
 
-def _trees(batch: Batch, tokens_per_pass: int) -> list[_Tree]:
+_Row = list[_Tree]
+
+
+def _passes(batch: Batch, tokens_per_pass: int, row_tokens: int) -> list[list[_Row]]:
+    """Rows of up to ``row_tokens``, first fit, longest first; rows of like length together, so that little is padded."""
+    rows = _fill_rows(_trees(batch, row_tokens), row_tokens)
+    rows.sort(key=lambda row: -_size(row))
+    passes = []
+    while rows:
+        num_rows = max(1, tokens_per_pass // _size(rows[0]))
+        passes.append(rows[:num_rows])
+        rows = rows[num_rows:]
+    return passes
+
+
+def _cost(passes: Sequence[Sequence[_Row]], costs: Costs) -> float:
+    return sum(len(rows) * _width(rows) * (costs.per_token + costs.per_pair * _width(rows)) for rows in passes)
+
+
+def _width(rows: Sequence[_Row]) -> int:
+    return max(_size(row) for row in rows)
+
+
+def _size(row: _Row) -> int:
+    return sum(tree.num_tokens for tree in row)
+
+
+def _trees(batch: Batch, row_tokens: int) -> list[_Tree]:
+    """Groups as trees of at most ``row_tokens``; a group that is larger becomes several trees, each with the prompt."""
     members: dict[int, list[int]] = {}
     for b, group in enumerate(batch.group.tolist()):
         members.setdefault(group, []).append(b)
@@ -83,9 +118,7 @@ def _trees(batch: Batch, tokens_per_pass: int) -> list[_Tree]:
         size = prompt
         for b in samples:
             own = int(batch.lengths[b]) - prompt
-            if prompt + own > tokens_per_pass:
-                raise ValueError(f"a sequence of {prompt + own} tokens exceeds tokens_per_device = {tokens_per_pass}; raise it to at least that")
-            if size + own > tokens_per_pass:
+            if taken and size + own > row_tokens:
                 trees.append(_Tree(tuple(taken), size))
                 taken, size = [], prompt
             taken.append(b)
@@ -94,8 +127,8 @@ def _trees(batch: Batch, tokens_per_pass: int) -> list[_Tree]:
     return trees
 
 
-def _fill_rows(trees: Sequence[_Tree], row_tokens: int) -> list[list[_Tree]]:
-    rows: list[list[_Tree]] = []
+def _fill_rows(trees: Sequence[_Tree], row_tokens: int) -> list[_Row]:
+    rows: list[_Row] = []
     room: list[int] = []
     for tree in sorted(trees, key=lambda tree: -tree.num_tokens):
         for index, free in enumerate(room):
@@ -109,7 +142,7 @@ def _fill_rows(trees: Sequence[_Tree], row_tokens: int) -> list[list[_Tree]]:
     return rows
 
 
-def _lay_out(batch: Batch, rows: Sequence[Sequence[_Tree]], width: int) -> PackedRows:
+def _lay_out(batch: Batch, rows: Sequence[_Row], width: int) -> PackedRows:
     shape = (len(rows), width)
     tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     segment, parent = np.full(shape, -1, dtype=np.int64), np.full(shape, -1, dtype=np.int64)

@@ -37,7 +37,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             who = json.loads(holder.read_text()) if holder.exists() else {"host": "?", "pid": "?"}
-            raise CheckpointError(f"{self.path} is in use by process {who['pid']} on {who['host']}; wait for it, or choose another --out") from None
+            message = f"{self.path} is in use by process {who['pid']} on {who['host']}; wait for it, or choose another --out"
+            raise CheckpointError(message) from None
         try:
             write_json(holder, {"host": socket.gethostname(), "pid": os.getpid()})
             yield

@@ -38,7 +38,7 @@ def read_jsonl_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a file written by JsonLines; none where there is no such file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_json(path: Path, value: Any) -> None:

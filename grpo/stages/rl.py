@@ -181,7 +181,7 @@ class _Loop:
         if settings is None:
             return {}
         scores = evaluation.measure(self.work, self.pool, self.start, settings, None)
-        return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se}
+        return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
 
 
 def group_advantages(algorithm: Algorithm, groups: Sequence[Group]) -> np.ndarray:
@@ -257,7 +257,8 @@ def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list
 
 
 def _mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.nanmean([update[name] for update in updates if name in update])) for name in {key for update in updates for key in update}}
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {name: float(np.nanmean([update[name] for update in updates if name in update])) for name in names}
 
 
 class _Clock:

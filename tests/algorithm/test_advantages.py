@@ -1,0 +1,103 @@
+"""How much better than its siblings: by hand, for equal groups, and with rewards that are missing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from grpo.algorithm.advantages import group_centre, group_zscore
+
+ADVANTAGES = [group_centre, group_zscore]
+
+
+def counted(rewards_PG: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(rewards_PG, dtype=torch.bool)
+
+
+def test_centred_reward_is_reward_minus_the_mean_of_its_group() -> None:
+    # means 0.5 and 2; the second group does not see the first
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 2.0, 5.0]])
+    assert group_centre(rewards, counted(rewards)).tolist() == [[0.5, -0.5, -0.5, 0.5], [-2.0, -1.0, 0.0, 3.0]]
+
+
+def test_zscore_divides_by_the_deviation_of_n_minus_one() -> None:
+    # mean 1/2, squares 4 * 1/4 = 1, variance 1 / (4 - 1), so A = (1/2) / sqrt(1/3) = sqrt(3) / 2. With n it would be 1.
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    high = math.sqrt(3) / 2
+    assert group_zscore(rewards, counted(rewards))[0].tolist() == pytest.approx([high, -high, -high, high], rel=1e-15)
+
+
+def test_zscore_of_an_uneven_group() -> None:
+    # mean 2, centred -2 -1 0 3, squares 4 + 1 + 0 + 9 = 14, variance 14/3
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 5.0]])
+    deviation = math.sqrt(14 / 3)
+    expected = [-2 / deviation, -1 / deviation, 0.0, 3 / deviation]
+    assert group_zscore(rewards, counted(rewards))[0].tolist() == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_rare_success_counts_more_under_the_zscore_than_under_the_centre() -> None:
+    # One right of 4: centred 3/4; variance (9/16 + 3/16) / 3 = 1/4, so z = (3/4) / (1/2) = 3/2. Half right: centred 1/2, z = 0.87.
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert group_centre(rewards, counted(rewards))[0].tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert group_zscore(rewards, counted(rewards))[0].tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_six_equal_rewards_of_1_7_have_exactly_zero_advantage(advantage, dtype: torch.dtype) -> None:
+    # In float32 their mean is 1.7000002, and the residue, divided by a deviation as small, would be an advantage of 0.9.
+    rewards = torch.full((1, 6), 1.7, dtype=dtype)
+    assert advantage(rewards, counted(rewards)).tolist() == [[0.0] * 6]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@given(value=st.floats(-1e6, 1e6), size=st.integers(1, 17), dtype=st.sampled_from([torch.float32, torch.float64]))
+@example(value=0.1, size=3, dtype=torch.float64)  # 0.1 + 0.1 + 0.1 is 0.30000000000000004
+@example(value=1.7, size=7, dtype=torch.float64)
+def test_a_group_of_equal_rewards_has_exactly_zero_advantage(advantage, value: float, size: int, dtype: torch.dtype) -> None:
+    rewards = torch.full((1, size), value, dtype=dtype)
+    assert advantage(rewards, counted(rewards)).tolist() == [[0.0] * size]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@given(rewards=st.lists(st.integers(-20, 20).map(lambda tenths: tenths / 10), min_size=1, max_size=16))
+def test_advantages_of_a_group_sum_to_zero(advantage, rewards: list[float]) -> None:
+    rewards_1G = torch.tensor([rewards], dtype=torch.float64)
+    assert advantage(rewards_1G, counted(rewards_1G)).sum().item() == pytest.approx(0.0, abs=1e-12)
+
+
+@given(
+    rewards=st.lists(st.integers(-20, 20), min_size=2, max_size=8).filter(lambda values: len(set(values)) > 1),
+    scale=st.sampled_from([0.25, 0.5, 2.0, 8.0]),
+    shift=st.integers(-8, 8),
+)
+def test_zscore_does_not_depend_on_the_scale_or_the_zero_of_rewards(rewards: list[int], scale: float, shift: int) -> None:
+    plain = torch.tensor([rewards], dtype=torch.float64)
+    moved = plain * scale + shift
+    torch.testing.assert_close(group_zscore(moved, counted(moved)), group_zscore(plain, counted(plain)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize("stand_in", [0.0, 100.0, math.nan])
+def test_a_missing_reward_counts_for_nothing(advantage, stand_in: float) -> None:
+    # Whatever stands in its place, the others have the advantages of a group of three: 1, 0, 2 -> 0, -1, 1 (deviation 1).
+    rewards = torch.tensor([[1.0, stand_in, 0.0, 2.0]])
+    counts = torch.tensor([[True, False, True, True]])
+    assert advantage(rewards, counts).tolist() == [[0.0, 0.0, -1.0, 1.0]]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_equality_is_among_counted_rewards(advantage) -> None:
+    rewards = torch.tensor([[1.7, 9.0, 1.7, 1.7]])
+    assert advantage(rewards, torch.tensor([[True, False, True, True]])).tolist() == [[0.0] * 4]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize("num_counted", [0, 1])
+def test_a_group_with_fewer_than_two_counted_rewards_has_zero_advantage(advantage, num_counted: int) -> None:
+    counts = torch.arange(4)[None, :] < num_counted
+    assert advantage(torch.tensor([[3.0, 1.0, 2.0, 5.0]]), counts).tolist() == [[0.0] * 4]

@@ -1,0 +1,107 @@
+"""The weight of each token by hand, and the clipped objective at ratios on both sides of the trust region."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo.algorithm import TABLE
+from grpo.algorithm.losses import Aggregate, clipped_surrogate, is_clipped, token_weights
+
+MASK = torch.tensor(
+    [
+        [False, True, True, False],  # 2 tokens
+        [False, False, False, True],  # 1 token
+        [False, False, False, False],  # none: not a sample of the mean
+        [True, True, True, True],  # 4 tokens
+    ]
+)
+HOW: tuple[Aggregate, ...] = ("sequence_mean", "token_mean", "constant")
+
+
+def surrogate(ratio: float, advantage: float, low: float = 0.2, high: float = 0.2) -> float:
+    old = torch.tensor(-1.0, dtype=torch.float64)
+    return clipped_surrogate(old + math.log(ratio), old, torch.tensor(advantage, dtype=torch.float64), low, high).item()
+
+
+@pytest.mark.parametrize(
+    ("how", "first", "second", "fourth"),
+    [
+        ("sequence_mean", 1 / (3 * 2), 1 / (3 * 1), 1 / (3 * 4)),  # 3 samples, of 2, 1 and 4 tokens
+        ("token_mean", 1 / 7, 1 / 7, 1 / 7),  # 7 tokens
+        ("constant", 1 / (3 * 10), 1 / (3 * 10), 1 / (3 * 10)),  # 3 samples of at most 10 tokens
+    ],
+)
+def test_token_weights(how: Aggregate, first: float, second: float, fourth: float) -> None:
+    expected = [[0, first, first, 0], [0, 0, 0, second], [0, 0, 0, 0], [fourth] * 4]
+    torch.testing.assert_close(token_weights(MASK, how, max_tokens=10), torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_an_empty_mask_has_zero_weights(how: Aggregate) -> None:
+    assert token_weights(torch.zeros(2, 3, dtype=torch.bool), how, max_tokens=10).tolist() == [[0.0] * 3] * 2
+
+
+def test_means_weigh_one_in_all_and_the_constant_grows_with_length() -> None:
+    total = {how: token_weights(MASK, how, max_tokens=10).sum().item() for how in HOW}
+    assert total == pytest.approx({"sequence_mean": 1.0, "token_mean": 1.0, "constant": 7 / 30})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (0.5, 2.0, -1.0),  # min(0.5 * 2, 0.8 * 2) = 1: raising a too rare token again is not cut off
+        (1.0, 2.0, -2.0),
+        (1.5, 2.0, -2.4),  # min(1.5 * 2, 1.2 * 2) = 2.4
+        (0.5, -2.0, 1.6),  # min(0.5 * -2, 0.8 * -2) = -1.6
+        (1.0, -2.0, 2.0),
+        (1.5, -2.0, 3.0),  # min(1.5 * -2, 1.2 * -2) = -3: a bad token that became likelier is pushed back in full
+    ],
+)
+def test_clipped_surrogate(ratio: float, advantage: float, expected: float) -> None:
+    assert surrogate(ratio, advantage) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.25, -1.25), (1.5, -1.28)])
+def test_the_two_clips_are_separate(ratio: float, expected: float) -> None:
+    assert surrogate(ratio, 1.0, low=0.2, high=0.28) == pytest.approx(expected, rel=1e-12)
+    assert surrogate(0.5, -1.0, low=0.2, high=0.28) == pytest.approx(0.8, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "cut"),
+    [(0.5, 1.0, False), (1.0, 1.0, False), (1.5, 1.0, True), (0.5, -1.0, True), (1.0, -1.0, False), (1.5, -1.0, False), (1.5, 0.0, False)],
+)
+def test_a_token_is_clipped_where_its_gradient_is_cut(ratio: float, advantage: float, cut: bool) -> None:
+    logprobs = torch.tensor([math.log(ratio)], requires_grad=True)
+    old, advantages = torch.zeros(1), torch.tensor([advantage])
+    assert is_clipped(logprobs, old, advantages, 0.2, 0.2).tolist() == [cut]
+    clipped_surrogate(logprobs, old, advantages, 0.2, 0.2).sum().backward()
+    # d(-r A) / d logprob = -r A where it is not cut
+    assert logprobs.grad.tolist() == pytest.approx([0.0 if cut else -ratio * advantage], rel=1e-6)
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_on_policy_gradient_of_a_token_is_minus_advantage_over_length(advantage: float) -> None:
+    # One sample of 4 tokens, ratio exactly 1: the policy gradient, -A / |o|, with nothing left of the clip.
+    logprobs = torch.tensor([[-0.1, -3.0, -1.0, -7.0]], dtype=torch.float64, requires_grad=True)
+    weights = token_weights(torch.ones(1, 4, dtype=torch.bool), "sequence_mean", max_tokens=4)
+    (clipped_surrogate(logprobs, logprobs.detach(), torch.tensor([[advantage]]), 0.2, 0.2) * weights).sum().backward()
+    assert logprobs.grad.tolist() == [[-advantage / 4] * 4]
+
+
+@given(
+    log_ratio=st.floats(-3, 3),
+    advantage=st.floats(-3, 3),
+    clip=st.sampled_from([0.1, 0.2, 10.0]),
+)
+def test_dapo_with_equal_clips_is_grpos_surrogate(log_ratio: float, advantage: float, clip: float) -> None:
+    ratio = math.exp(log_ratio)
+    grpo = -min(ratio * advantage, max(1 - clip, min(1 + clip, ratio)) * advantage)
+    old = torch.zeros((), dtype=torch.float64)
+    dapo = TABLE["dapo"].surrogate(old + log_ratio, old, torch.tensor(advantage, dtype=torch.float64), clip, clip)
+    assert dapo.item() == pytest.approx(grpo, rel=1e-12, abs=1e-12)

@@ -1,0 +1,71 @@
+"""A tiny model of random weights, made in a second: sharp enough that looking at a wrong token shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+settings.register_profile("toolkit", deadline=None, max_examples=60)
+settings.load_profile("toolkit")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, the four tags, an end and a padding token: 262 in all, because so few texts teach no merges."""
+    from grpo.config import Tags
+    from grpo.tiny import make_tokenizer
+
+    return make_tokenizer(["Calculate 3 + 4.", " <think> 3+4=7 </think> <answer> 7 </answer>"], [], Tags())
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Qwen2 with tied embeddings and biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**_sizes(tokenizer), num_key_value_heads=2, tie_word_embeddings=True)
+    return _saved(Qwen2ForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny_qwen2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Llama with an output layer of its own, and two heads that share one of keys and values."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**_sizes(tokenizer), num_key_value_heads=1, tie_word_embeddings=False)
+    return _saved(LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny_llama"))
+
+
+def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return dict(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+
+
+def _saved(architecture: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = architecture(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases and norms begin at 0 and 1, which would hide a mistake with them
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

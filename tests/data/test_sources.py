@@ -1,0 +1,159 @@
+"""Rows from files, generators and tasks: how many, which are left out, and what is said of a bad one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.config import DataSource, Tags
+from grpo.data.sources import Row, load_source, read_jsonl
+from grpo.data.sums import steps_of
+from grpo.errors import DataError
+from grpo.run.records import JsonLines, read_jsonl_rows
+
+SUMS = {"reasoning_gym": "chain_sum", "settings": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
+# Two one-digit numbers with + or -: 200 different problems at most, so that collisions are certain.
+
+
+def load(base: Path, name: str = "it", **sources: dict[str, Any]) -> list[Row]:
+    return load_source(name, {key: DataSource(**value) for key, value in sources.items()}, base, Tags())
+
+
+def jsonl(folder: Path, *rows: Any, name: str = "rows.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+# -------------------------------------------------------------------------------------------------------------------------- generated
+
+
+def test_a_task_gives_exactly_so_many_rows_and_none_twice(tmp_path: Path) -> None:
+    rows = load(tmp_path, it={**SUMS, "rows": 100})
+    assert len({row["prompt"] for row in rows}) == len(rows) == 100
+
+
+def test_a_task_has_no_prompt_of_the_sources_it_is_disjoint_from(tmp_path: Path) -> None:
+    sources = {"heldout": {**SUMS, "rows": 60, "seed": 9}, "it": {**SUMS, "rows": 80, "seed": 1, "disjoint_from": ["heldout"]}}
+    heldout, rows = (load(tmp_path, name, **sources) for name in ("heldout", "it"))
+    together = load(tmp_path, it={**SUMS, "rows": 80, "seed": 1})
+    assert {row["prompt"] for row in together} & {row["prompt"] for row in heldout}, "nothing would have had to be left out"
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in heldout}
+    assert len({row["prompt"] for row in rows}) == 80
+
+
+def test_a_task_with_too_few_problems_says_how_many_it_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data source 'it': only \d+ distinct problems found, 300 asked for; ask for fewer rows"):
+        load(tmp_path, it={**SUMS, "rows": 300})
+
+
+def test_a_tasks_rows_follow_from_its_seed(tmp_path: Path) -> None:
+    one, again, other = (load(tmp_path, it={**SUMS, "rows": 20, "seed": seed}) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_a_tasks_metadata_do_not_take_the_place_of_its_question(tmp_path: Path) -> None:
+    # this task's metadata have a "question" of their own, without the haystack
+    (row,) = load(
+        tmp_path, it={"reasoning_gym": "needle_haystack", "settings": {"min_num_statements": 3, "max_num_statements": 9}, "rows": 1}
+    )
+    assert row["answer"] in row["prompt"]
+
+
+def test_worked_sums_are_right(tmp_path: Path) -> None:
+    for row in load(tmp_path, it={**SUMS, "rows": 30, "completion": "worked_sums", "question": "Calculate {expression}."}):
+        assert row["prompt"] == f"Calculate {row['expression']}."
+        assert row["completion"].endswith(f"<answer> {row['answer']} </answer>")
+        assert steps_of(row["expression"])[1] == int(row["answer"])
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_gives_at_most_so_many_rows_after_those_that_are_left_out(tmp_path: Path) -> None:
+    all_rows = jsonl(tmp_path, *({"prompt": letter} for letter in "abcdef"))
+    heldout = jsonl(tmp_path, {"prompt": "b"}, {"prompt": "x"}, name="heldout.jsonl")
+    sources = {"it": {"jsonl": all_rows, "rows": 3, "disjoint_from": ["heldout"]}, "heldout": {"jsonl": heldout}}
+    assert [row["prompt"] for row in load(tmp_path, **sources)] == ["a", "c", "d"]
+
+
+def test_prompts_that_are_messages_can_be_left_out_too(tmp_path: Path) -> None:
+    ask = [{"role": "user", "content": "a"}]
+    names = jsonl(tmp_path, {"prompt": ask}, {"prompt": "a"}), jsonl(tmp_path, {"prompt": ask}, name="heldout.jsonl")
+    rows = load(tmp_path, it={"jsonl": names[0], "disjoint_from": ["heldout"]}, heldout={"jsonl": names[1]})
+    assert [row["prompt"] for row in rows] == ["a"]
+
+
+def test_columns_are_renamed_and_the_question_is_written_from_them(tmp_path: Path) -> None:
+    name = jsonl(tmp_path, {"left": 3, "right": 4, "solution": "7"})
+    (row,) = load(tmp_path, it={"jsonl": name, "columns": {"answer": "solution"}, "question": "What is {left} + {right}?"})
+    assert (row["prompt"], row["answer"]) == ("What is 3 + 4?", "7")
+
+
+def test_a_question_column_is_the_prompt_where_there_is_none(tmp_path: Path) -> None:
+    rows = load(tmp_path, it={"jsonl": jsonl(tmp_path, {"question": "q"}, {"question": "q", "prompt": "p"})})
+    assert [row["prompt"] for row in rows] == ["q", "p"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"columns": {"answer": "solution"}}, "data source 'it', row 1: column 'solution' not found; found ['prompt']"),
+        ({"question": "What is {left}?"}, "data source 'it', row 0: question 'What is {left}?' names column 'left'"),
+        ({"completion": "worked_sums"}, "data source 'it', row 0: column 'expression' not found"),
+    ],
+)
+def test_a_missing_column_names_source_and_row(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    name = jsonl(tmp_path, {"prompt": "a", "solution": "1"}, {"prompt": "b"})
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, it={"jsonl": name, **settings})
+    assert said in str(raised.value)
+
+
+def test_every_bad_line_is_named_with_its_file_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": \n[1]\n{"prompt": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        read_jsonl(path)
+    assert str(raised.value).splitlines() == [
+        f"{path}:3: not JSON (Expecting value at column 12)",
+        f"{path}:4: expected an object, found list",
+    ]
+
+
+def test_a_line_ends_at_a_newline_and_at_nothing_else(tmp_path: Path) -> None:
+    # JSON leaves these three as they are inside a string, and str.splitlines would break a line at each
+    row = {"prompt": "a\u2028b\u0085c\u2029d"}
+    with JsonLines(tmp_path / "rows.jsonl") as file:
+        file.write_all([row, row])
+    assert read_jsonl(tmp_path / "rows.jsonl") == read_jsonl_rows(tmp_path / "rows.jsonl") == [row, row]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read_over(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_csv_file_is_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nWhat is 3 + 4?,7\n", encoding="utf-8")
+    (row,) = load(tmp_path, it={"csv": "rows.csv"})
+    assert (row["prompt"], row["answer"]) == ("What is 3 + 4?", 7)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- generators
+
+
+def test_a_generator_gets_its_settings_and_yields_rows(tmp_path: Path) -> None:
+    source = "def squares(*, upto):\n    for i in range(upto):\n        yield {'prompt': f'{i}^2', 'answer': i * i}\n"
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    rows = load(tmp_path, it={"generator": "./mine.py:squares", "settings": {"upto": 3}})
+    assert rows == [{"prompt": "0^2", "answer": 0}, {"prompt": "1^2", "answer": 1}, {"prompt": "2^2", "answer": 4}]
+
+
+@pytest.mark.parametrize(("ref", "said"), [("./no.py:squares", "there is no file"), ("./mine.py:cubes", "there is no function 'cubes' in")])
+def test_a_generator_that_is_not_there_is_named(tmp_path: Path, ref: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text("def squares():\n    yield {}\n")
+    with pytest.raises(DataError, match=f"data source 'it': .*{said}"):
+        load(tmp_path, it={"generator": ref})

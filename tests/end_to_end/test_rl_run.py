@@ -1,0 +1,100 @@
+"""One rl stage with the real engines: what it leaves, that its groups are groups, that its syncs are proven."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Grpo, rows_of
+
+
+@pytest.fixture
+def finished(grpo: Grpo, small_rl: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    result = grpo("run", small_rl, "--out", out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Path, grpo: Grpo, small_rl: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["recipe"], summary["status"]) == ("small", "complete")
+    (stage,) = summary["stages"]
+    assert stage.keys() >= {"name", "kind", "status", "seconds", "from", "output", "metrics"}
+    assert stage["output"] == "01-reason/model"
+    assert stage["metrics"].keys() >= {"eval/accuracy_before", "eval/accuracy_after", "eval/accuracy_se", "eval/num_problems", "eval/lenient_after"}
+    assert stage["metrics"]["eval/num_problems"] == 16
+    assert (finished / "report.html").exists()
+
+    steps = rows_of(finished / "01-reason" / "metrics.jsonl")
+    assert [row["step"] for row in steps] == [1, 2]
+    for row in steps:
+        assert row["reward/few_tokens"] < 0
+        assert 0 < row["rollout/logprob_gap"] < 0.1  # at temperature 0.7: without the division it is ten times that
+        assert row["loss/clipped_frac"] == 0  # one update a rollout: the ratio is 1
+
+    samples = rows_of(finished / "01-reason" / "samples.jsonl")
+    assert len(samples) == 2 * 4 * 4
+    assert {row["version"] for row in samples if row["step"] == 1} == {0}
+    assert {row["version"] for row in samples if row["step"] == 2} == {1}
+    for _, group in groupby(samples, key=lambda row: (row["step"], row["prompt_id"])):
+        rows = list(group)
+        assert len(rows) == 4
+        for row in rows:
+            expected = -row["completion_tokens"] - 0.01 * (sum(map(ord, row["text"])) % 7)
+            assert row["reward"] == pytest.approx(expected)
+        mean = sum(row["reward"] for row in rows) / 4
+        spread = math.sqrt(sum((row["reward"] - mean) ** 2 for row in rows) / 3)
+        for row in rows:
+            assert row["advantage"] == pytest.approx((row["reward"] - mean) / spread if spread else 0.0)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "01-reason" / "model")
+    assert model.config.model_type == "qwen2"
+    assert AutoTokenizer.from_pretrained(finished / "01-reason" / "model").eos_token_id == model.config.eos_token_id
+
+    again = grpo("run", small_rl, "--out", finished)
+    assert again.returncode == 0
+    assert "already complete" in again.stdout
+
+    changed = grpo("run", small_rl, "stages.reason.learning_rate=1e-4", "--out", finished)
+    assert changed.returncode == 2
+    assert "stage.learning_rate" in changed.stderr
+    assert "--redo reason" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("drop", "was not received"),
+        ("stale", "differs from what was sent"),
+        ("transpose", "differs from what was sent"),
+        ("stale_kernel", "the kernel of"),
+    ],
+)
+def test_a_corrupted_sync_stops_the_run_and_names_the_tensor(fault: str, says: str, grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "rollout.sync=in_place", "--out", tmp_path / "run", env={"GRPO_FAULT": fault})
+    assert result.returncode == 1
+    assert "WeightSyncError" in result.stderr
+    assert says in result.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is_rebuilt(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "--out", tmp_path / "run", env={"GRPO_FAULT": "stale_kernel"})
+    assert result.returncode == 0, result.stderr
+    assert "weight sync: by rebuilding the engine" in result.stdout
+    gaps = [row["rollout/logprob_gap"] for row in rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")]
+    assert gaps[1] < 3 * gaps[0]
+
+
+def test_several_updates_a_rollout_and_two_workers(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    changes = ["stages.reason.updates_per_rollout=2", "rollout.workers=2", "stages.reason.steps=1"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(rows_of(tmp_path / "run" / "01-reason" / "samples.jsonl")) == 16

@@ -1,0 +1,57 @@
+"""What a plain forward pass of transformers says, to compare with, and trainers of the tiny model.
+
+Models are made double for comparisons: autocast leaves float64 alone, so nothing is rounded to bfloat16 and what is compared is the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.algorithm import GRPO, Algorithm
+from grpo.config import Optimiser
+from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+
+PlainLogprobs = Callable[..., torch.Tensor]
+MakeTrainer = Callable[..., PolicyTrainer]
+
+
+@pytest.fixture
+def plain_logprobs() -> PlainLogprobs:
+    """Log-probabilities [L] of a completion: its sequence alone in one row, logits everywhere, the ordinary causal mask."""
+
+    def logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+        tokens = torch.tensor([[*prompt, *completion]], device=model.device)
+        logprobs_LV = (model(tokens).logits[0].double() / temperature).log_softmax(dim=-1)
+        return logprobs_LV[range(len(prompt) - 1, tokens.shape[1] - 1), completion]
+
+    return logprobs
+
+
+@pytest.fixture(params=["tiny_qwen2", "tiny_llama"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """Each of the tiny models, in float64."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), attn_implementation="sdpa").double()
+
+
+@pytest.fixture
+def make_trainer(tiny_qwen2: Path) -> MakeTrainer:
+    """A trainer of the tiny Qwen2. ``exact`` makes it float64 throughout; further keywords are the optimiser's."""
+
+    def make(
+        algorithm: Algorithm | None = GRPO, *, temperature: float = 1.0, total_updates: int = 10, exact: bool = True, **optimiser: Any
+    ) -> PolicyTrainer:
+        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, temperature))
+        if exact:
+            trainer.model.double()
+            if trainer.reference is not None:
+                trainer.reference.double()
+        return trainer
+
+    return make

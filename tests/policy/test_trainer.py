@@ -1,0 +1,300 @@
+"""The update against a slow oracle, whatever the split; the log-probabilities it is made of; what stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grpo.algorithm import GRPO, TABLE
+from grpo.errors import TrainingError
+from grpo.policy.batch import Batch, make_batch
+from grpo.policy.trainer import PolicyTrainer
+from rollout.weights import unpack_weights
+
+# Two prompts with three samples each. Rewards 1 0 0 and 2 0 1:
+#   z-scores of the first: mean 1/3, deviation sqrt((4 + 1 + 1) / 9 / 2) = sqrt(1/3), so 2/sqrt(3) and -1/sqrt(3); of the second: 1 -1 0
+PROMPTS = [(5, 6, 7), (8, 9)]
+SAMPLES = [[(11, 12, 13), (14,), (15, 16, 17, 18)], [(21, 22), (23, 24, 25, 26, 27), (28, 29, 30)]]
+ADVANTAGES = [2 / math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3), 1.0, -1.0, 0.0]
+FLAT = [(prompt, sample) for prompt, samples in zip(PROMPTS, SAMPLES, strict=True) for sample in samples]
+
+
+def batch_of_six(advantages: Sequence[float] = ADVANTAGES, how: str = "sequence_mean") -> Batch:
+    batch = make_batch([prompt for prompt, _ in FLAT], [sample for _, sample in FLAT], group=[0, 0, 0, 1, 1, 1], advantages=advantages)
+    return batch.with_weights(how, max_tokens=8)
+
+
+def weights_of(trainer: PolicyTrainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def steepest(trainer: PolicyTrainer) -> PolicyTrainer:
+    """With plain gradient descent weights change by learning rate times gradient; Adam would make a sign of it, of rounding too."""
+    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())
+    return trainer
+
+
+def gradient_after(trainer: PolicyTrainer, update: Callable[[], Any]) -> dict[str, torch.Tensor]:
+    """What a steepest(trainer) with learning rate 1 took off its weights."""
+    before = weights_of(trainer)
+    update()
+    return {name: before[name] - after for name, after in weights_of(trainer).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the objective
+
+
+def oracle_loss(logits: dict[str, list[list[list[float]]]], advantages: list[float], temperature: float, clip: float, beta: float) -> float:
+    """DeepSeekMath eq. 3 as it stands in the paper, number by number; logits[which][i] are those of sample i's completion tokens."""
+
+    def logprob(which: str, i: int, t: int) -> float:
+        scaled = [logit / temperature for logit in logits[which][i][t]]
+        top = max(scaled)
+        return scaled[FLAT[i][1][t]] - top - math.log(math.fsum(math.exp(logit - top) for logit in scaled))
+
+    objective = 0.0
+    for i, (_, sample) in enumerate(FLAT):
+        of_sample = 0.0
+        for t in range(len(sample)):
+            now, old, reference = (logprob(which, i, t) for which in ("now", "old", "reference"))
+            ratio = math.exp(now - old)
+            clipped = min(max(ratio, 1 - clip), 1 + clip)
+            divergence = math.exp(reference - now) - (reference - now) - 1
+            of_sample += min(ratio * advantages[i], clipped * advantages[i]) - beta * divergence
+        objective += of_sample / len(sample) / len(FLAT)
+    return -objective
+
+
+def completion_logits(model: Any) -> list[list[list[float]]]:
+    with torch.no_grad():
+        return [model(torch.tensor([[*p, *s]], device=model.device)).logits[0, len(p) - 1 : -1].tolist() for p, s in FLAT]
+
+
+def drifted(make_trainer: Callable[..., PolicyTrainer], **settings: Any) -> tuple[PolicyTrainer, Batch, dict[str, Any]]:
+    """A trainer whose policy has left its reference, then the rollout's policy: ratios on both sides of the clip, divergence above 0."""
+    trainer = steepest(make_trainer(replace(GRPO, kl_coef=0.1), learning_rate=1.0, max_grad_norm=0.5, **settings))
+    reference = completion_logits(trainer.model)
+    trainer.policy_update(batch_of_six(advantages=[0.5, 1.0, -0.5, -1.0, 0.5, 1.0]))
+    batch, old = trainer.with_old_logprobs(batch_of_six()), completion_logits(trainer.model)
+    trainer.policy_update(batch)
+    return trainer, batch, {"reference": reference, "old": old, "now": completion_logits(trainer.model)}
+
+
+def test_the_loss_is_the_papers_to_the_last_sum(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer, batch, logits = drifted(make_trainer, temperature=0.7)
+    metrics = trainer.policy_update(batch)
+    assert metrics["loss/total"] == pytest.approx(oracle_loss(logits, ADVANTAGES, temperature=0.7, clip=0.2, beta=0.1), rel=1e-5)
+    without = oracle_loss(logits, ADVANTAGES, temperature=0.7, clip=math.inf, beta=0.0)
+    assert abs(metrics["loss/total"] - without) > 0.01, "neither clip nor divergence plays a part in this test"
+    assert 0 < metrics["loss/clipped_frac"] < 1 and metrics["loss/kl"] > 0.01
+
+
+def test_the_gradient_is_that_of_the_formula_in_plain_rows(
+    make_trainer: Callable[..., PolicyTrainer], plain_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    trainer, batch, _ = drifted(make_trainer, temperature=0.7)
+    trainer.spec = replace(trainer.spec, optimiser=trainer.spec.optimiser.model_copy(update={"max_grad_norm": 1e9}))
+    old = [batch.old_logprobs[i][batch.loss_mask[i]] for i in range(6)]
+    loss = torch.zeros((), dtype=torch.float64)
+    for i, (prompt, sample) in enumerate(FLAT):
+        now = plain_logprobs(trainer.model, prompt, sample, 0.7)
+        log_ratio = plain_logprobs(trainer.reference, prompt, sample, 0.7).detach() - now
+        ratio = (now - torch.from_numpy(old[i]).double()).exp()
+        surrogate = torch.min(ratio * ADVANTAGES[i], ratio.clamp(0.8, 1.2) * ADVANTAGES[i])
+        loss = loss - (surrogate - 0.1 * (log_ratio.exp() - log_ratio - 1)).mean() / 6
+    expected = dict(zip(weights_of(trainer), torch.autograd.grad(loss, list(trainer.model.parameters())), strict=True))
+    found = gradient_after(trainer, lambda: trainer.policy_update(batch))
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("tokens_per_device", [13, 7])
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo"])
+def test_micro_batching_changes_nothing(make_trainer: Callable[..., PolicyTrainer], algorithm: str, tokens_per_device: int) -> None:
+    # Both groups in one pass; one group a pass (11 and 12 tokens); groups in pieces, samples of unequal length apart.
+    row = TABLE[algorithm]
+    whole = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9))
+    split = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9, tokens_per_device=tokens_per_device))
+    batch = batch_of_six(how=row.aggregate)
+    metrics: list[dict[str, float]] = []
+    expected, found = (gradient_after(trainer, lambda t=trainer: metrics.append(t.policy_update(batch))) for trainer in (whole, split))
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, abs=1e-7, nan_ok=True)
+    assert metrics[0]["train/grad_norm"] > 0.1
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_on_policy_update_is_a_policy_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    # Ratios are 1: nothing is clipped, the policy is its own reference, and the loss is minus the mean advantage: 0 over whole groups.
+    metrics = make_trainer().policy_update(batch_of_six())
+    assert metrics["loss/clipped_frac"] == 0.0 and metrics["loss/kl"] == 0.0
+    assert metrics["loss/total"] == pytest.approx(0.0, abs=1e-7) and metrics["train/grad_norm"] > 0.1
+
+
+def test_fixed_old_log_probs_equal_those_of_the_first_update(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    one, other = make_trainer(learning_rate=1e-3), make_trainer(learning_rate=1e-3)
+    one.policy_update(batch_of_six())
+    metrics = other.policy_update(other.with_old_logprobs(batch_of_six()))
+    assert metrics["loss/clipped_frac"] == 0.0
+    for name, weight in weights_of(one).items():
+        torch.testing.assert_close(weights_of(other)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_with_positive_advantage_become_likelier(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(TABLE["dr_grpo"], learning_rate=1e-3)
+    batch = batch_of_six(how="constant")
+    before = np.nansum(trainer.logprobs(batch), axis=1)
+    trainer.policy_update(batch)
+    change = np.nansum(trainer.logprobs(batch), axis=1) - before
+    assert change[0] > 0 and change[3] > 0 and change[4] < 0
+
+
+def test_entropy_is_the_mean_over_completion_tokens(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(temperature=0.7)
+    probabilities = (torch.tensor([row for rows in completion_logits(trainer.model) for row in rows]).double() / 0.7).softmax(-1)
+    expected = -(probabilities * probabilities.log()).sum(-1).mean().item()
+    assert trainer.policy_update(batch_of_six())["policy/entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_refreshed_reference_is_the_policy(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(learning_rate=1e-3)
+    trainer.policy_update(batch_of_six())
+    assert trainer.policy_update(batch_of_six())["loss/kl"] > 1e-4
+    trainer.refresh_reference()
+    assert trainer.policy_update(batch_of_six())["loss/kl"] == 0.0
+
+
+def test_no_reference_is_kept_where_its_coefficient_is_zero(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    assert make_trainer(replace(GRPO, kl_coef=0.0)).reference is None
+
+
+# ------------------------------------------------------------------------------------------------------------------- log-probabilities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_at_the_sampling_temperature(
+    make_trainer: Callable[..., PolicyTrainer], plain_logprobs: Callable[..., torch.Tensor], temperature: float
+) -> None:
+    trainer = make_trainer(temperature=temperature)
+    found = trainer.logprobs(batch_of_six())
+    for i, (prompt, sample) in enumerate(FLAT):
+        expected = plain_logprobs(trainer.model, prompt, sample, temperature).detach().numpy()
+        np.testing.assert_allclose(found[i, len(prompt) : len(prompt) + len(sample)], expected, rtol=1e-5)
+    assert (~np.isnan(found)).sum() == 18  # and NaN everywhere else: 3 + 1 + 4 + 2 + 5 + 3 completion tokens
+
+
+def test_bfloat16_stays_near_the_exact_log_probs(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    # bfloat16 has 8 bits, so logits of about 5 are rounded by about 5 / 2^9 = 0.01, and so is what leads to them
+    exact, rounded = make_trainer().logprobs(batch_of_six()), make_trainer(exact=False).logprobs(batch_of_six())
+    assert 0 < np.nanmean(np.abs(exact - rounded)) < 0.05
+
+
+def test_the_gap_is_the_mean_difference_a_token(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    # The engine is said to be 0.5 higher on the first sample's 3 tokens and right on the other 15: 1.5 / 18.
+    trainer = make_trainer()
+    logprobs = trainer.logprobs(batch_of_six())
+    batch = replace(batch_of_six(), sampled_logprobs=logprobs + np.array([0.5, 0, 0, 0, 0, 0], dtype=np.float32)[:, None])
+    assert trainer.logprob_gap(batch) == pytest.approx(1.5 / 18, rel=1e-4)
+    assert trainer.policy_update(batch)["rollout/logprob_gap"] == pytest.approx(1.5 / 18, rel=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_gap_above_the_bound_stops_before_any_weight_changes(make_trainer: Callable[..., PolicyTrainer], fixed: bool) -> None:
+    trainer, untouched = make_trainer(learning_rate=1e-3), make_trainer(learning_rate=1e-3)
+    before = weights_of(trainer)
+    batch = replace(batch_of_six(), sampled_logprobs=trainer.logprobs(batch_of_six()) + 0.25)
+    with pytest.raises(TrainingError, match=r"the mean absolute log-prob difference is 0.2500 a token, the bound 0.2000"):
+        trainer.with_old_logprobs(batch, 0.2) if fixed else trainer.policy_update(batch, 0.2)
+    assert trainer.num_updates == 0 and all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer).items())
+    # and nothing of the refused batch is left in the next update's gradient
+    trainer.policy_update(batch, 0.3)
+    untouched.policy_update(batch)
+    assert all(torch.equal(weight, weights_of(untouched)[name]) for name, weight in weights_of(trainer).items())
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ steps
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(learning_rate=1e-3, warmup_updates=10)
+    bad, good = batch_of_six(advantages=[math.inf] * 6), batch_of_six()
+    before = weights_of(trainer)
+    assert [trainer.policy_update(bad)["train/skipped_updates"] for _ in range(2)] == [1.0, 1.0]
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer).items())
+    metrics = trainer.policy_update(good)
+    assert metrics["train/skipped_updates"] == 0.0
+    assert metrics["train/learning_rate"] == pytest.approx(3e-4)  # the third of ten, all the same
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+    trainer.policy_update(bad)
+    trainer.policy_update(bad)
+    with pytest.raises(TrainingError, match="not finite in 3 updates in a row, the last being update 6"):
+        trainer.policy_update(bad)
+
+
+def test_learning_rates_follow_the_schedule_into_the_optimiser(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(total_updates=4, learning_rate=8e-4, warmup_updates=2, lr_schedule="linear")
+    reported = [trainer.policy_update(batch_of_six())["train/learning_rate"] for _ in range(4)]
+    assert reported == pytest.approx([4e-4, 8e-4, 8e-4, 0.0])
+    assert all(group["lr"] == pytest.approx(0.0) for group in trainer.optimiser.param_groups)
+
+
+def test_gradients_are_clipped_to_their_norm(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = steepest(make_trainer(learning_rate=1.0, max_grad_norm=0.01))
+    taken = gradient_after(trainer, lambda: trainer.policy_update(batch_of_six()))
+    assert math.sqrt(sum(gradient.square().sum().item() for gradient in taken.values())) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_supervised_loss_is_cross_entropy_of_the_completions(
+    make_trainer: Callable[..., PolicyTrainer], plain_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    trainer = make_trainer(None, learning_rate=1e-3)
+    batch = batch_of_six(how="token_mean")
+    expected = -torch.cat([plain_logprobs(trainer.model, prompt, sample) for prompt, sample in FLAT]).mean().item()
+    metrics = trainer.supervised_update(batch)
+    assert metrics["loss/total"] == pytest.approx(expected, rel=1e-5) and metrics["train/tokens"] == 18
+    assert trainer.supervised_update(batch)["loss/total"] < expected
+
+
+# ------------------------------------------------------------------------------------------------------------------------ handing out
+
+
+def test_exported_weights_are_the_checkpoints(make_trainer: Callable[..., PolicyTrainer], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    trainer = make_trainer(exact=False)
+    trainer.policy_update(batch_of_six())
+    trainer.save(tmp_path)
+    exported, saved = unpack_weights(trainer.export_weights(version=3)), load_file(tmp_path / "model.safetensors")
+    assert exported.keys() == saved.keys()  # the tied output layer once
+    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+
+
+def test_an_export_stays_as_it_was_when_training_goes_on(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(exact=False, learning_rate=1e-2)
+    before = weights_of(trainer)
+    update = trainer.export_weights(version=1, dtype="float32")  # the dtype of the weights themselves: nothing needs a cast
+    trainer.policy_update(batch_of_six())
+    received = unpack_weights(update)
+    assert all(torch.equal(received[name], weight) for name, weight in before.items())
+
+
+def test_a_saved_model_is_an_ordinary_folder(make_trainer: Callable[..., PolicyTrainer], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer = make_trainer(exact=False)
+    trainer.save(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(trainer.device)
+    for parameter in trainer.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    tokens = AutoTokenizer.from_pretrained(tmp_path)("3 + 4", return_tensors="pt").input_ids.to(trainer.device)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, trainer.model(tokens).logits)

@@ -1,0 +1,375 @@
+"""The report shows a run's numbers, curves and completions, finished or not, and nothing that a model wrote is taken for HTML."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.run.charts import Series, line_chart, number, smooth, thinned, ticks
+from grpo.run.contents import first_prompts, last_prompts
+from grpo.run.report import duration, shortened, visible, write_report
+
+NASTY = "<script>alert(1)</script>\x1b[31mred\x07\n</pre><img src=x onerror=alert(2)>\u202eevil\ud800 {{ 7 * 7 }}"
+NAUGHTY = NASTY.replace("\ud800", "")  # in YAML, half a surrogate pair is a mistake
+RECIPE = """\
+name: small
+description: four stages
+stages:
+- {name: cold, kind: sft, from: base}
+- {name: reason, kind: rl, from: cold, steps: 4}
+- {name: harvest, kind: reject, from: reason}
+- {name: student, kind: distill, from: {make: tiny_llama}}
+"""
+SCORES = {
+    "base": (0.031, 0.125),
+    "cold": (0.211, 0.273),
+    "reason": (0.588, 0.617),
+    "student_student": (0.0, 0.012),
+    "student": (0.491, 0.532),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of four stages."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for name, (strict, lenient) in SCORES.items():
+        write(tmp_path / "evals" / f"{name}.json", {"accuracy": strict, "accuracy_se": 0.022, "lenient": lenient, "lenient_se": 0.017})
+    rejected = {
+        "reject/samples": 80.0,
+        "reject/kept": 11.0,
+        "reject/prompts_kept": 9.0,
+        "reject/truncated": 48.0,
+        "reject/below_min_reward": 21.0,
+    }
+    records = [
+        stage(tmp_path, 1, "cold", "sft", "base", scored("base", "cold")),
+        stage(tmp_path, 2, "reason", "rl", "cold", {**scored("cold", "reason"), "eval/pass_at_2": 0.663}),
+        stage(tmp_path, 3, "harvest", "reject", "reason", rejected),
+        stage(tmp_path, 4, "student", "distill", "tiny_llama", scored("student_student", "student")),
+    ]
+    write_lines(tmp_path / "01-cold" / "metrics.jsonl", [{"step": i, "loss/total": 2.5 / i} for i in (1, 2, 3)])
+    write_lines(tmp_path / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in (1, 2, 3, 4)])
+    write_lines(tmp_path / "02-reason" / "samples.jsonl", list(rl_samples(steps=4)))
+    write(tmp_path / "summary.json", {"recipe": "small", "status": "complete", "stages": records})
+    return tmp_path
+
+
+def stage(folder: Path, number: int, name: str, kind: str, start: str, metrics: dict[str, float]) -> dict[str, Any]:
+    output = f"{number:02d}-{name}/{'data' if kind == 'reject' else 'model'}"
+    record = {
+        "name": name,
+        "kind": kind,
+        "status": "complete",
+        "seconds": 61.0 * number,
+        "from": start,
+        "output": output,
+        "metrics": metrics,
+    }
+    write(folder / f"{number:02d}-{name}" / "stage.json", {**record, "fingerprint": "0", "identity": {}})
+    return record
+
+
+def scored(before: str, after: str) -> dict[str, float]:
+    numbers = {"eval/accuracy_se": 0.022, "eval/lenient_se": 0.017, "eval/num_problems": 512}
+    for suffix, model in (("before", before), ("after", after)):
+        numbers |= {f"eval/accuracy_{suffix}": SCORES[model][0], f"eval/lenient_{suffix}": SCORES[model][1]}
+    return numbers
+
+
+def rl_metrics(step: int) -> dict[str, float]:
+    names = ["reward/total", "reward/math", "reward/format", "rollout/completion_tokens", "rollout/well_formed_frac"]
+    names += ["rollout/truncated_frac", "rollout/logprob_gap", "loss/kl", "policy/entropy", "time/rollout_s", "time/update_s"]
+    evaluated = {"eval/accuracy": 0.3 + step / 20, "eval/accuracy_se": 0.02, "eval/lenient": 0.4 + step / 20} if step % 2 == 0 else {}
+    return {
+        "step": step,
+        **{name: (1 + i) * step / 50 for i, name in enumerate(names)},
+        **evaluated,
+        "time/step_s": 2.0,
+        "reward/math_timeout": 1.0,
+    }
+
+
+def rl_samples(steps: int) -> Iterator[dict[str, Any]]:
+    for step in range(1, steps + 1):
+        for p in range(6):
+            for g in range(4):
+                yield {
+                    "step": step,
+                    "prompt_id": f"sums-{step}-{p}",
+                    "prompt": f"Calculate {step} + {p}",
+                    "answer": str(step + p),
+                    "text": f"{NASTY} step {step} prompt {p} sample {g}",
+                    "finish": "stop",
+                    "completion_tokens": 33,
+                    "reward": [0.2, 1.2, 0.7, None][g],
+                    "parts": {"math": 0.5, "format": None},
+                    "advantage": -1.25,
+                    "version": step - 1,
+                }
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def report(folder: Path) -> str:
+    write_report(folder)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Which elements, attributes and text a browser would see."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
+
+def test_a_finished_run_shows_its_stages_and_their_scores(run: Path) -> None:
+    text = Page(report(run)).text
+    for shown in ("small", "complete", "four stages", "01-cold/model", "tiny_llama", "2 min 2 s"):
+        assert shown in text
+    assert "0.211 → 0.588 ± 0.022" in text and "0.273 → 0.617 ± 0.017" in text  # reason, strict and lenient
+    assert "0.000 → 0.491 ± 0.022" in text  # a student that no stage made: its start is measured under a name of its own
+    assert "0.663" in text  # whatever else a stage reports
+
+
+def test_accuracy_of_all_models_stands_side_by_side_with_errors(run: Path) -> None:
+    html = report(run)
+    for title in ("Strict: right and well-formed", "Lenient: right, whatever the form"):
+        figure = figure_of(html, title)
+        assert [name for name in ("1 cold", "2 reason", "3 harvest", "4 student") if f">{name}<" in figure] == [
+            "1 cold",
+            "2 reason",
+            "4 student",
+        ]
+        assert figure.count('class="whisker" d="M') == 6  # before and after of three models
+    assert "2 reason, before: 0.211 ± 0.022" in figure_of(html, "Strict")
+
+
+def test_every_curve_of_an_rl_stage_has_named_axes(run: Path) -> None:
+    html = report(run)
+    for title, y_name in {
+        "Reward": "reward, mean over samples",
+        "Held-out accuracy": "fraction of problems",
+        "Completion length": "tokens, mean over samples",
+        "Form": "fraction of completions",
+        "Entropy of the policy": "nats per token",
+        "KL to the reference": "nats per token",
+        "Engine against trainer": "mean |log-prob difference| per token",
+        "Where the time goes": "seconds per step",
+    }.items():
+        figure = figure_of(html, title)
+        assert f'class="axis">{y_name}</text>' in figure and 'class="axis middle">step</text>' in figure, title
+        assert "<path" in figure and "<title>" in figure, title
+    assert 'class="axis middle">update</text>' in figure_of(html, "Loss")
+
+
+def test_reward_parts_are_the_rewards_and_not_their_failure_counts(run: Path) -> None:
+    legend = re.findall(r"</i>([^<]*)</li>", figure_of(report(run), "Reward"))
+    assert legend == ["total", "math", "format"]
+    (run / "02-reason" / "samples.jsonl").unlink()
+    assert re.findall(r"</i>([^<]*)</li>", figure_of(report(run), "Reward")) == legend
+
+
+def test_accuracy_curve_has_the_measured_steps_and_both_ends(run: Path) -> None:
+    figure = figure_of(report(run), "Held-out accuracy")
+    assert "step 0\nstrict: 0.211\nstrict, before and after: 0.211\nlenient: 0.273" in figure
+    assert "step 2\nstrict: 0.4\nlenient: 0.5" in figure
+    assert "step 1\n" not in figure and "step 3\n" not in figure
+    assert figure.count('class="band"') == 1  # strict; of lenient no error is known at steps 2 and 4
+    assert figure.count('class="whisker"') == 2  # both are known before and after
+
+
+def test_rejection_is_counted_by_reason_most_frequent_first(run: Path) -> None:
+    text = re.sub(r"\s+", " ", Page(report(run)).text)
+    assert (
+        "sampled 80 100.0% kept 11 13.8% dropped: truncated 48 60.0% dropped: below min reward 21 26.2% prompts with a kept completion 9"
+        in text
+    )
+
+
+def test_first_and_last_step_show_best_median_and_worst_sample(run: Path) -> None:
+    text = Page(report(run)).text
+    assert "First step (1)" in text and "Last step (4)" in text
+    assert "step 1 prompt 0 sample 1" in text and "step 1 prompt 3" in text and "step 1 prompt 4" not in text  # the first four prompts
+    assert "step 4 prompt 5 sample 1" in text and "step 4 prompt 1" not in text  # the last four
+    assert "step 2" not in text.replace("step 2\n", "")  # but for the charts' tooltips
+    assert "best: reward 1.2" in text and "median: reward 0.7" in text and "worst: reward 0.2" in text
+    assert "one of those that nobody could judge" in text and "mean reward 0.70, 4 samples" in text
+    assert "math 0.5" in text and "format –" in text and "advantage -1.25, version 3, 33 tokens, ended by stop" in text
+
+
+def test_no_html_of_a_completion_survives(run: Path) -> None:
+    html = report(run)
+    page = Page(html)
+    assert not {"script", "img", "iframe", "link", "object", "base"} & {tag for tag, _ in page.elements}
+    assert not any(name.startswith("on") or name == "src" for _, attributes in page.elements for name in attributes)
+    assert "<script>alert(1)</script>⟨U+001B⟩[31mred⟨U+0007⟩↵\n</pre>" in page.text
+    assert "⟨U+202E⟩evil⟨U+D800⟩ {{ 7 * 7 }}" in page.text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e]", html)
+
+
+@pytest.mark.parametrize("place", ["prompt", "answer", "finish", "parts", "reward name", "stage name", "description", "status"])
+def test_nothing_else_of_a_run_is_taken_for_html_either(run: Path, place: str) -> None:
+    rows = list(rl_samples(steps=1))
+    for row in rows:
+        if place in ("prompt", "answer", "finish"):
+            row[place] = NASTY
+        if place in ("parts", "reward name"):
+            row["parts"] = {NASTY: 1.0}
+    write_lines(run / "02-reason" / "samples.jsonl", rows)
+    if place == "reward name":
+        write_lines(run / "02-reason" / "metrics.jsonl", [{**rl_metrics(1), f"reward/{NASTY}": 0.5}])
+    if place == "description":
+        (run / "recipe.yaml").write_text(RECIPE.replace("four stages", json.dumps(NAUGHTY)))
+    if place == "stage name":
+        (run / "recipe.yaml").write_text(RECIPE.replace("name: cold", f"name: {json.dumps('../' + NAUGHTY)}"))
+    if place == "status":
+        write(run / "summary.json", {"status": f'complete" onclick="{NASTY}'})
+    page = Page(report(run))
+    assert "script" not in {tag for tag, _ in page.elements} and not any("onclick" in attributes for _, attributes in page.elements)
+    assert "alert(1)" in page.text.partition("recipe.yaml, with")[0]
+
+
+def test_works_offline_and_is_small(run: Path) -> None:
+    html = report(run)
+    assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+    assert "default-src 'none'" in html  # nor would a browser load anything
+    write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in range(1, 3001)])
+    write_lines(run / "02-reason" / "samples.jsonl", [{**row, "text": "long " * 20_000} for row in rl_samples(steps=2)])
+    assert len(report(run).encode()) < 1_000_000
+
+
+def test_a_run_that_stopped_shows_how_far_it_got(run: Path) -> None:
+    (run / "02-reason" / "stage.json").unlink()
+    (run / "evals" / "reason.json").unlink()
+    for later in ("03-harvest", "04-student"):
+        (run / later / "stage.json").unlink()
+        for file in (run / later).iterdir():
+            file.unlink()
+        (run / later).rmdir()
+    write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(1), rl_metrics(2)])
+    pending = [
+        {"name": name, "kind": kind, "status": "pending"}
+        for name, kind in (("reason", "rl"), ("harvest", "reject"), ("student", "distill"))
+    ]
+    write(
+        run / "summary.json",
+        {"recipe": "small", "status": "failed", "stages": [{"name": "cold", "kind": "sft", "status": "complete"}, *pending]},
+    )
+    html = report(run)
+    text = Page(html).text
+    assert "failed" in text and "unfinished" in text and "2 of 4 steps" in text and text.count("pending") == 2
+    assert "0.211 → –" in text  # what it started from was measured
+    assert 'id="stage-2"' in html and 'id="stage-3"' not in html
+
+
+def test_the_first_stage_of_a_running_run_can_be_looked_at(run: Path) -> None:
+    (run / "summary.json").unlink()
+    (run / "01-cold" / "stage.json").unlink()
+    text = Page(report(run)).text
+    assert "small" in text and "unfinished" in text
+
+
+FILES = [
+    "summary.json",
+    "recipe.yaml",
+    "evals/base.json",
+    "01-cold/metrics.jsonl",
+    "02-reason/stage.json",
+    "02-reason/metrics.jsonl",
+    "02-reason/samples.jsonl",
+]
+
+
+@pytest.mark.parametrize(
+    "contents", [None, "half", b"", b"null\n", b"[1, {}]\n", b'{"stages": 7, "step": "x", "metrics": []}\n', b"\xff\xfe\x00{", b"[" * 40]
+)
+@pytest.mark.parametrize("name", FILES)
+def test_missing_torn_or_foreign_files_are_left_out(run: Path, name: str, contents: bytes | str | None) -> None:
+    file = run / name
+    if contents is None:
+        file.unlink()
+    else:
+        file.write_bytes(contents if isinstance(contents, bytes) else file.read_bytes()[: file.stat().st_size // 2])
+    assert "4 student" in report(run)
+
+
+def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+    assert "Nothing has been written to this folder yet." in report(tmp_path)
+
+
+def test_a_second_report_replaces_the_first_and_leaves_nothing_else(run: Path) -> None:
+    before = {path.name for path in run.iterdir()}
+    first = report(run)
+    assert report(run) == first
+    assert {path.name for path in run.iterdir()} - before == {"report.html"}
+
+
+def test_samples_are_read_from_both_ends_only(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    write_lines(path, list(rl_samples(steps=3)))
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole.replace(b"sums-2-", b"x" * 500_000 + b"-", 1) + b'{"step": 4, "prompt_id": "to'
+    )  # several blocks, a torn last line
+    first, last = first_prompts(path, 2), last_prompts(path, 2)
+    assert [(one.step, one.rows[0]["prompt_id"], len(one.rows)) for one in first] == [(1, "sums-1-0", 4), (1, "sums-1-1", 4)]
+    assert [(one.step, one.rows[0]["prompt_id"], len(one.rows)) for one in last] == [(3, "sums-3-4", 4), (3, "sums-3-5", 4)]
+    assert [row["text"][-1] for row in last[0].rows] == list("0123")
+    assert len(last_prompts(path, 100)) == 6  # a step has no more
+
+
+def test_ticks_are_round_numbers_within_the_range() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(0.0031, 0.0072) == pytest.approx([0.004, 0.005, 0.006, 0.007])
+    assert ticks(-3, 12) == pytest.approx([0, 5, 10])
+
+
+def test_smoothing_keeps_a_constant_and_the_number_of_points() -> None:
+    assert smooth([3.0] * 100) == pytest.approx([3.0] * 100)  # also at the ends, where half the neighbours are missing
+    assert list(smooth([1.0, 5.0])) == [1.0, 5.0]
+    assert len(thinned([(float(i), 1.0) for i in range(1001)])) == 240
+
+
+def test_an_error_of_zero_and_a_single_point_can_be_drawn() -> None:
+    chart = line_chart("t", "y", [Series("a", [(1.0, 0.0)], errors=[0.0], style="marked")])
+    assert chart is not None and "nan" not in chart and "inf" not in chart
+    assert line_chart("t", "y", [Series("a", [])]) is None
+
+
+def test_words_for_people() -> None:
+    assert [duration(s) for s in (None, 3.14159, 59.4, 61, 7260)] == ["–", "3.1 s", "59 s", "1 min 1 s", "2 h 1 min"]
+    assert [number(x) for x in (None, 4.0, 0.123456, 12345.6)] == ["–", "4", "0.123", "12,346"]
+    assert visible("a\tb\r\n\u200bé") == "a⇥\tb⟨U+000D⟩↵\n⟨U+200B⟩é"
+    assert shortened("x" * 60 + "y" * 60, 100) == "x" * 60 + "\n[... 20 characters left out ...]\n" + "y" * 40
+
+
+def figure_of(html: str, title: str) -> str:
+    return next(figure for figure in re.findall(r"<figure>.*?</figure>", html, re.S) if f"<b>{title}" in figure)

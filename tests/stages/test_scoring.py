@@ -1,0 +1,72 @@
+"""The reward of sample j of prompt i stands on sample j of prompt i, and so does its advantage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grpo.algorithm import GRPO
+from grpo.algorithm.advantages import group_centre
+from grpo.stages.rl import group_advantages
+from grpo.stages.scoring import score_groups, score_inputs
+from grpo.types import Group, Sample
+from rewards import RewardRuntime, RewardSpec
+from rollout.types import Completion, Prompt
+
+MINE = '''
+def near(completion, answer):
+    """Minus how far the number is from the answer; "?" cannot be judged."""
+    return None if completion == "?" else -abs(int(completion) - answer)
+
+def drawn(prompt_id, num_tokens, finish, prefill):
+    return {"a": 1, "b": 2}[prompt_id] * 100 + num_tokens * 10 + (finish == "length") + (prefill == "<think>") * 1000
+'''
+
+
+def completion(text: str, num_tokens: int = 1, finish: str = "stop") -> Completion:
+    return Completion((9,) * num_tokens, (-1.0,) * num_tokens, (True,) * num_tokens, text, finish, ((0, 0),))  # type: ignore[arg-type]
+
+
+PROMPTS = [Prompt("a", (1,), {"answer": 10, "completion": "of the data"}), Prompt("b", (2,), {"answer": 20}, prefill="<think>")]
+DRAWN = [
+    [completion("10"), completion("12", 2), completion("?", 3)],
+    [completion("20", 4), completion("27", 5, "length"), completion("21", 6)],
+]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    return tmp_path
+
+
+def test_rewards_land_on_the_samples_they_were_given_for(base: Path) -> None:
+    specs = [RewardSpec("./mine.py:near", required=True), RewardSpec("./mine.py:drawn", weight=0.0)]
+    with RewardRuntime(specs, base=base) as runtime:
+        groups = score_groups(runtime, PROMPTS, DRAWN)
+    assert [group.prompt for group in groups] == PROMPTS
+    assert [[sample.completion for sample in group.samples] for group in groups] == DRAWN
+    assert [[sample.parts["near"] for sample in group.samples] for group in groups] == [[0, -2, None], [0, -7, -1]]
+    assert [[sample.reward for sample in group.samples] for group in groups] == [[0, -2, None], [0, -7, -1]]
+    assert [[sample.parts["drawn"] for sample in group.samples] for group in groups] == [[110, 120, 130], [1240, 1251, 1260]]
+
+
+def test_rewards_are_told_of_the_sample_and_not_of_a_column_of_that_name() -> None:
+    (first, *_) = score_inputs(PROMPTS, DRAWN)
+    assert first.columns["completion"] == "10" and first.columns["tokens"] == (9,)
+
+
+def test_advantages_are_of_each_group_alone_and_leave_out_unjudged_samples() -> None:
+    # first: 0 and -2, mean -1, deviation sqrt(2), so +-1/sqrt(2); second: 0 -7 -2, mean -3, deviation sqrt((9 + 16 + 1) / 2) = sqrt(13)
+    rewards = [[0.0, -2.0, None], [0.0, -7.0, -2.0]]
+    groups = [
+        Group(prompt, tuple(Sample(prompt.id, drawn, reward, {}) for drawn, reward in zip(DRAWN[i], rewards[i], strict=True)))
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    half, root = 1 / math.sqrt(2), math.sqrt(13)
+    assert group_advantages(GRPO, groups).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
+    centred = replace(GRPO, advantage=group_centre)
+    assert group_advantages(centred, groups).tolist() == [[1, -1, 0], [3, -4, 1]]
