@@ -1,6 +1,6 @@
 """What did the policy learn from? Print one group of a finished or running rl stage: its completions, rewards and advantages.
 
-    python examples/04_looking_into_a_group.py runs/r1-tiny/02-reason [--step 1] [--group 0]
+python examples/04_looking_into_a_group.py runs/r1-tiny/02-reason [--step 1] [--group 0]
 """
 
 from __future__ import annotations

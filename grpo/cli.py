@@ -23,7 +23,9 @@ app = typer.Typer(
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (grpo recipes).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: stages.reason.steps=12 rollout.workers=2")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: stages.reason.steps=12 rollout.workers=2")
+]
 Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="The run's folder; runs/<name> by default.")]
 
 
@@ -96,8 +98,16 @@ def plan(
     from pathlib import Path
 
     planned = make_plan(loaded, RunFolder(Path(folder)))
-    rows = [
-        {"stage": p.stage.name, "kind": p.stage.kind, "from": p.start, "inputs": list(p.inputs), "makes": p.makes, "sizes": p.sizes, "done": p.is_done}
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": p.stage.name,
+            "kind": p.stage.kind,
+            "from": p.start,
+            "inputs": list(p.inputs),
+            "makes": p.makes,
+            "sizes": p.sizes,
+            "done": p.is_done,
+        }
         for p in planned
     ]
     if as_json:
@@ -106,7 +116,10 @@ def plan(
     _print_table(
         f"{loaded.recipe.name}: {len(rows)} stages, into {folder}",
         ["", "stage", "kind", "from", "makes", "size", ""],
-        [[str(i), r["stage"], r["kind"], r["from"], r["makes"], r["sizes"], "done" if r["done"] else "to run"] for i, r in enumerate(rows, 1)],
+        [
+            [str(i), r["stage"], r["kind"], r["from"], r["makes"], r["sizes"], "done" if r["done"] else "to run"]
+            for i, r in enumerate(rows, 1)
+        ],
     )
 
 
@@ -116,7 +129,9 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     """List the shipped recipes. Example: grpo recipes"""
     from grpo.loading import load_recipe, shipped_recipes
 
-    rows = [{"name": name, "description": load_recipe(name).recipe.description, "path": str(path)} for name, path in shipped_recipes().items()]
+    rows = [
+        {"name": name, "description": load_recipe(name).recipe.description, "path": str(path)} for name, path in shipped_recipes().items()
+    ]
     if as_json:
         print(json.dumps({"recipes": rows}))
         return
@@ -127,7 +142,9 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
 @_explains_errors
 def eval(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id.")],
-    data: Annotated[str, typer.Option(metavar="FILE", help="A .jsonl, .csv or .parquet file with columns question (or prompt) and answer.")],
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="A .jsonl, .csv or .parquet file with columns question (or prompt) and answer.")
+    ],
     template: Annotated[str, typer.Option(help="r1_zero, chat, plain or ./file.jinja")] = "r1_zero",
     samples: Annotated[int, typer.Option(help="Samples per problem.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
@@ -144,7 +161,9 @@ def eval(
     if as_json:
         print(json.dumps(metrics))
         return
-    _print_table(f"{model} on {data}", ["measure", "value"], [[name.removeprefix("eval/"), f"{value:.4g}"] for name, value in metrics.items()])
+    _print_table(
+        f"{model} on {data}", ["measure", "value"], [[name.removeprefix("eval/"), f"{value:.4g}"] for name, value in metrics.items()]
+    )
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Schedule = float | list[tuple[int, float]]
 
 
 class Strict(BaseModel):
@@ -27,7 +26,7 @@ class MadeModel(Strict):
     seed: int = 0
     hidden_size: PositiveInt = 192
     layers: PositiveInt = 4
-    heads: PositiveInt = 4
+    heads: PositiveInt = 2
     problems: str = Field(
         description="the data source whose problems the corpus is written from; rows need a column expression, such as '3 + 4'"
     )
@@ -75,7 +74,9 @@ class DataSource(Strict):
     question: str | None = Field(
         None, description="a format string over the row's columns that becomes the prompt, such as 'Calculate {expression}.'"
     )
-    completion: Literal["worked_sums"] | None = Field(None, description="write a column completion: a sum worked out step by step, in the tags")
+    completion: Literal["worked_sums"] | None = Field(
+        None, description="write a column completion: a sum worked out step by step, in the tags"
+    )
     disjoint_from: list[str] = Field(default_factory=list, description="sources whose prompts are left out of this one")
 
 
@@ -121,7 +122,9 @@ class Rollout(Strict):
     sync: Literal["auto", "in_place", "rebuild"] = Field(
         "auto", description="auto: in place where the start-up self-test proves it right, else rebuild"
     )
-    script: str | None = Field(None, description="scripted engine only: ./file.py:name, a function from a request to a completion's text")
+    script: str | None = Field(
+        None, description="scripted engine only: ./file.py:name, a function of (request, version) that returns the completion's token ids"
+    )
 
 
 class StageBase(Strict):
@@ -130,7 +133,7 @@ class StageBase(Strict):
 
 
 class Optimiser(Strict):
-    """Keys of every stage that trains. A learning rate may be a list of [update, value]."""
+    """Keys of every stage that trains."""
 
     learning_rate: PositiveFloat = 1e-6
     warmup_updates: Annotated[int, Field(ge=0)] = 0

@@ -53,7 +53,10 @@ def dotted(keys: Keys, data: Any) -> str:
     """The keys as one writes them on a command line, a stage by its name: stages.reason.rewards.0.weight."""
     words = []
     for key in keys:
-        data = data[key] if (isinstance(data, Mapping) and key in data) or (isinstance(data, list) and isinstance(key, int)) else None
+        if isinstance(data, list) and isinstance(key, int):
+            data = data[key]
+        else:
+            data = data.get(key) if isinstance(data, Mapping) else None
         name = data.get("name") if words == ["stages"] and isinstance(data, Mapping) else None
         words.append(name if isinstance(name, str) else str(key))
     return ".".join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -34,7 +35,9 @@ def default_folder(loaded: LoadedRecipe) -> Path:
     return Path("runs") / loaded.recipe.name
 
 
-def run_recipe(ref: str, overrides: Sequence[str] = (), out: str | os.PathLike[str] | None = None, redo: str | None = None) -> dict[str, Any]:
+def run_recipe(
+    ref: str, overrides: Sequence[str] = (), out: str | os.PathLike[str] | None = None, redo: str | None = None
+) -> dict[str, Any]:
     """Run a recipe to its end, or go on with it, and return its summary (the contents of summary.json).
 
     ref        a path, or the name of a shipped recipe
@@ -44,7 +47,7 @@ def run_recipe(ref: str, overrides: Sequence[str] = (), out: str | os.PathLike[s
     Raises RecipeError before anything is loaded or written where the recipe is wrong, and the toolkit's other errors where a run fails.
     """
     loaded = checked_recipe(ref, overrides)
-    run = RunFolder(Path(out) if out is not None else default_folder(loaded))
+    run = RunFolder((Path(out) if out is not None else default_folder(loaded)).resolve())
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     if redo is None:
@@ -63,10 +66,10 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
             return _write_summary(loaded, run, plan, "complete")
         (run.path / "recipe.yaml").write_text(resolved_yaml(loaded), encoding="utf-8")
         artifacts: dict[str, Artifact] = {}
-        from grpo.stages.workplace import Workplace
         from grpo.stages import runner_of
+        from grpo.stages.workplace import Workplace
 
-        work = Workplace(recipe, loaded.base, run.path, artifacts, progress)
+        work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress)
         try:
             _start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
@@ -188,7 +191,14 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
     for planned in plan:
         record = run.record(planned.number, planned.stage.name)
         if record is None:
-            record = {"name": planned.stage.name, "kind": planned.stage.kind, "status": "pending", "from": planned.start, "output": None, "metrics": {}}
+            record = {
+                "name": planned.stage.name,
+                "kind": planned.stage.kind,
+                "status": "pending",
+                "from": planned.start,
+                "output": None,
+                "metrics": {},
+            }
         stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
     summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
     run.write_summary(summary)
@@ -208,7 +218,11 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", configure_logging=False)
+    # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
+    with contextlib.chdir(Path(__file__).parents[1]):
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", configure_logging=False
+            )

@@ -176,7 +176,7 @@ def _missing_key(keys: Keys, data: Any) -> _Mistake:
 
 def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
     stage = _value_at(data, keys)
-    kinds = [_kind(member) for member in map(_bare, _members(spot_at(data, keys).annotation))]
+    kinds = [kind for member in map(_bare, _members(spot_at(data, keys).annotation)) if (kind := _kind(member)) is not None]
     if "kind" not in stage:
         close = next((key for key in stage if did_you_mean(key, ["kind"]) and stage[key] in kinds), None)
         if close:

@@ -118,7 +118,9 @@ def make_tokenizer(texts: Sequence[str], phrases: Sequence[str], tags: Tags) -> 
     tokenizer.train_from_iterator((piece for text in texts for piece in between.split(text)), trainer)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in whole])
     tokenizer.add_special_tokens([END, PAD])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, unk_token=END, pad_token=PAD, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, unk_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
 
 
 def template_phrases(template_text: str, question: str) -> list[str]:
@@ -140,8 +142,12 @@ def _build(
     from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 
     textbook = corpus(made, TEXTBOOK, rows, tags, render)
-    web = corpus(made, {**WEB, **made.corpus}, rows, tags, render)
-    sample = [*islice(textbook, 2000), *islice(web, 2000), *((row["prompt"], row["completion"]) for row in general_rows(400, made.pretrain_seed, tags))]
+    web = corpus(made, WEB | {str(kind): share for kind, share in made.corpus.items()}, rows, tags, render)
+    sample = [
+        *islice(textbook, 2000),
+        *islice(web, 2000),
+        *((row["prompt"], row["completion"]) for row in general_rows(400, made.pretrain_seed, tags)),
+    ]
     marker = "QUESTION"
     tokenizer = make_tokenizer([piece for document in sample for piece in document], template_phrases(render(marker), marker), tags)
     _initial_model(made, tokenizer).save_pretrained(folder)
@@ -166,7 +172,7 @@ def _initial_model(made: MadeModel, tokenizer: PreTrainedTokenizerFast) -> Any:
     sizes = dict(
         vocab_size=len(tokenizer),
         hidden_size=made.hidden_size,
-        intermediate_size=4 * made.hidden_size,
+        intermediate_size=2 * made.hidden_size,
         num_hidden_layers=made.layers,
         num_attention_heads=made.heads,
         num_key_value_heads=made.heads,

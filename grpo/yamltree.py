@@ -129,13 +129,13 @@ def write_yaml(data: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes whatever either version of YAML would take for something else than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {key: [*known] for key, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {key: [*known] for key, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # type: ignore[misc]
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -181,6 +181,7 @@ class _Reader:
                 return Node(self._mapping(node), place)
             if isinstance(node, yaml.SequenceNode):
                 return Node([self.node(item, self.place_of(item)) for item in node.value], place)
+            assert isinstance(node, yaml.ScalarNode), "YAML has three kinds of node"
             return self._scalar(node, tag, place)
         finally:
             self.open.discard(id(node))

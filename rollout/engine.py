@@ -62,7 +62,9 @@ def generate(engine: RolloutEngine, requests: Sequence[Request], deadline_s: flo
     while missing := [request.id for request in requests if request.id not in completions]:
         if time.monotonic() > deadline:
             engine.cancel(missing)
-            raise EngineError(f"{len(missing)} of {len(requests)} requests were not done after {deadline_s:.0f} s; the first is {missing[0]}")
+            raise EngineError(
+                f"{len(missing)} of {len(requests)} requests were not done after {deadline_s:.0f} s; the first is {missing[0]}"
+            )
         for finished in engine.poll(timeout_s=1.0):
             if finished.completion is None:
                 engine.cancel(missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,29 @@ class RolloutPool:
         self.version = version
         return receipts
 
-    def sample(self, prompts: Sequence[Prompt], num_samples: int, sampling: Sampling, *, seed: int, step: int, deadline_s: float, progress: Progress) -> list[list[Completion]]:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        deadline_s: float,
+        progress: Progress,
+    ) -> list[list[Completion]]:
         """``num_samples`` completions of each prompt, in the order of ``prompts``: result[i][j] is sample j of prompt i.
 
         What is drawn follows from (seed, step, prompt id, j). Raises EngineError past the deadline, or where a worker dies or a request fails.
         """
         num_workers = len(self._workers)
         shares: list[list[Request]] = [[] for _ in range(num_workers)]
+        seen: Counter[str] = Counter()
         for i, prompt in enumerate(prompts):
+            first = num_samples * seen[prompt.id]  # a prompt that comes twice in a step is not to be answered twice alike
+            seen[prompt.id] += 1
             for j in range(num_samples):
-                request = Request(f"{step}.{i}.{j}", prompt.tokens, sampling, sample_seed(seed, step, prompt.id, j))
+                request = Request(f"{step}.{i}.{j}", prompt.tokens, sampling, sample_seed(seed, step, prompt.id, first + j))
                 shares[i % num_workers].append(request)
         done = self._draw(shares, deadline_s, progress)
         return [[done[f"{step}.{i}.{j}"] for j in range(num_samples)] for i in range(len(prompts))]
@@ -81,13 +95,17 @@ class RolloutPool:
         deadline = time.monotonic() + deadline_s
         completions: dict[str, Completion] = {}
         busy = [worker for worker, share in zip(self._workers, shares, strict=True) if share]
-        self._get([worker.submit.remote(share) for worker, share in zip(self._workers, shares, strict=True) if share], 60.0, "take requests")
+        self._get(
+            [worker.submit.remote(share) for worker, share in zip(self._workers, shares, strict=True) if share], 60.0, "take requests"
+        )
         polls = {worker.poll.remote(1.0): worker for worker in busy}
         left = {worker: len(share) for worker, share in zip(self._workers, shares, strict=True)}
         while polls:
             ready, _ = ray.wait(list(polls), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise EngineError(f"{total - len(completions)} of {total} samples were not drawn within rollout.deadline_s = {deadline_s:.0f} s")
+                raise EngineError(
+                    f"{total - len(completions)} of {total} samples were not drawn within rollout.deadline_s = {deadline_s:.0f} s"
+                )
             worker = polls.pop(ready[0])
             for finished in self._get(ready, 10.0, "draw samples")[0]:
                 if finished.completion is None:

@@ -30,7 +30,9 @@ class ReloadProof:
     why: str
 
 
-def prove_reload(engine: RolloutEngine, folder: Path, prompts: Sequence[Sequence[int]], dtype: str, deadline_s: float = 120.0) -> ReloadProof:
+def prove_reload(
+    engine: RolloutEngine, folder: Path, prompts: Sequence[Sequence[int]], dtype: str, deadline_s: float = 120.0
+) -> ReloadProof:
     """Load perturbed weights in place, sample; build an engine from those weights, sample the same; compare. Restores ``folder`` at the end.
 
     A layer that the reload forgets makes the two samples differ in tokens or log-probabilities; nothing else does.
@@ -99,4 +101,6 @@ def write_model(tensors: dict[str, torch.Tensor], like: Path, folder: Path, dtyp
     for file in like.iterdir():
         if file.is_file() and ".safetensors" not in file.name:
             shutil.copy(file, folder / file.name)
-    save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )

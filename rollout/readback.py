@@ -26,7 +26,11 @@ def mismatched_weights(model: Any, sent: Mapping[str, torch.Tensor], seed: int) 
     Layers of kinds that have no such kernel (routed experts) are not read back; the start-up self-test covers those.
     """
     fused = getattr(model, "packed_modules_mapping", {})
-    embeddings = {id(module.weight): sent[f"{name}.weight"] for name, module in model.named_modules() if _is_embedding(module) and f"{name}.weight" in sent}
+    embeddings = {
+        id(module.weight): sent[f"{name}.weight"]
+        for name, module in model.named_modules()
+        if _is_embedding(module) and f"{name}.weight" in sent
+    }
     problems = []
     for name, module in model.named_modules():
         if _is_embedding(module):

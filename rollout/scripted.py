@@ -52,7 +52,9 @@ class ScriptedEngine:
         stopped = bool(tokens) and tokens[-1] == self._tokenizer.eos_token_id
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         half = (-0.6931471805599453,) * len(tokens)
-        return Finished(request.id, Completion(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),)))
+        return Finished(
+            request.id, Completion(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),))
+        )
 
 
 def load_script(ref: str, base: Path) -> Script:

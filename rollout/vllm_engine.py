@@ -13,7 +13,7 @@ from rollout.engine import EngineSettings
 from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import fault
 from rollout.readback import mismatched_weights
-from rollout.types import Completion, Finished, Request
+from rollout.types import Completion, Finish, Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
 
@@ -70,7 +70,9 @@ class VllmEngine:
             raise EngineError("vLLM did not reset its prefix cache; keys of the old weights would be served")
         problems = self._llm.apply_model(lambda model: mismatched_weights(model, tensors, update.version))[0]
         if problems:
-            raise WeightSyncError(f"after loading version {update.version}, vLLM computes with other weights than were sent: {'; '.join(problems)}")
+            raise WeightSyncError(
+                f"after loading version {update.version}, vLLM computes with other weights than were sent: {'; '.join(problems)}"
+            )
         self.version = update.version
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -112,7 +114,7 @@ class VllmEngine:
         drawn = output.outputs[0]
         tokens = tuple(drawn.token_ids)
         logprobs = tuple(chosen[token].logprob for token, chosen in zip(tokens, drawn.logprobs, strict=True))
-        finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
+        finish: Finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
         return Finished(
             output.request_id,
             Completion(tokens, logprobs, (True,) * len(tokens), drawn.text, finish, ((0, self.version),)),

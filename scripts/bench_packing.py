@@ -21,7 +21,9 @@ import numpy as np
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, default=48, help="tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--completion", type=int, default=36, help="mean tokens of a completion, which vary by a third (default: %(default)s)")
+    parser.add_argument(
+        "--completion", type=int, default=36, help="mean tokens of a completion, which vary by a third (default: %(default)s)"
+    )
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
@@ -41,8 +43,15 @@ def main() -> int:
                 if round_:  # the first warms up
                     seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {"packed_s": median["packed"], "padded_s": median["padded"], "ratio": median["padded"] / median["packed"], "rounds": arguments.rounds}
-    print(f"update: group-packed {median['packed']:.2f} s, one row a sequence {median['padded']:.2f} s, {result['ratio']:.2f} times as fast")
+    result = {
+        "packed_s": median["packed"],
+        "padded_s": median["padded"],
+        "ratio": median["padded"] / median["packed"],
+        "rounds": arguments.rounds,
+    }
+    print(
+        f"update: group-packed {median['packed']:.2f} s, one row a sequence {median['padded']:.2f} s, {result['ratio']:.2f} times as fast"
+    )
     if arguments.json:
         print(json.dumps(result))
     return 0

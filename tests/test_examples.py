@@ -38,7 +38,15 @@ def test_custom_variant_is_not_moved_by_an_outlier() -> None:
 @pytest.mark.parametrize(("group", "expected"), [(0, "What is 1?"), (1, "What is 2?")])
 def test_looking_into_a_group(tmp_path: Path, group: int, expected: str) -> None:
     rows = [
-        {"step": 1, "prompt_id": f"q/{i}", "prompt": f"What is {i}?", "answer": str(i), "text": text, "finish": "stop", "completion_tokens": 3}
+        {
+            "step": 1,
+            "prompt_id": f"q/{i}",
+            "prompt": f"What is {i}?",
+            "answer": str(i),
+            "text": text,
+            "finish": "stop",
+            "completion_tokens": 3,
+        }
         | {"reward": reward, "parts": {"math": reward}, "advantage": 2 * reward - 1, "version": 0}
         for i in (1, 2)
         for text, reward in (("right", 1.0), ("wrong", 0.0))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+EQUAL_WITHIN = 1e-9
+
 
 def group_centre(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     """Reward minus the mean of its group: A_ij = r_ij - mean_j(r_ij).
@@ -14,7 +16,7 @@ def group_centre(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     Dr. GRPO's advantage (arXiv:2503.20783): dividing by the spread would favour prompts that are almost always, or almost never, solved.
     counts_PG is True where the sample has a reward; elsewhere the reward is ignored and the advantage is 0.
     A group whose rewards are all equal gets exact zeros: equality is tested, because rounding alone would leave a residue
-    (six float32 rewards of 1.7 have a mean that is not 1.7). Arguments and result have shape [P, G].
+    (0.1 three times has a mean that is not 0.1). Arguments and result have shape [P, G].
     """
     rewards_PG = rewards_PG.double().where(counts_PG, 0.0)
     num_P1 = counts_PG.sum(dim=1, keepdim=True).clamp(min=1)
@@ -36,7 +38,12 @@ def group_zscore(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
 
 
 def _all_equal(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
-    """[P, 1]: True for groups in which every counted reward is the same number (groups of none or one included)."""
+    """[P, 1]: True for groups in which every counted reward is the same (groups of none or one included).
+
+    Sums of parts that are equal on paper may differ in their last bits (0.1 + 0.2 and 0.3), and dividing by such a spread would make a signal
+    of rounding: rewards within 1e-9 of the largest are equal.
+    """
     highest_P1 = rewards_PG.where(counts_PG, float("-inf")).amax(dim=1, keepdim=True)
     lowest_P1 = rewards_PG.where(counts_PG, float("inf")).amin(dim=1, keepdim=True)
-    return highest_P1 <= lowest_P1
+    largest_P1 = rewards_PG.abs().where(counts_PG, 0.0).amax(dim=1, keepdim=True)
+    return highest_P1 - lowest_P1 <= EQUAL_WITHIN * largest_P1

@@ -1,6 +1,6 @@
 """Which variants are there? A variant is a row: the same objective with other parts.
 
-    loss = sum_it  weights_it * ( surrogate(logprob_it, old_logprob_it, A_i) + kl_coef * kl(logprob_it, ref_logprob_it) )
+loss = sum_it  weights_it * ( surrogate(logprob_it, old_logprob_it, A_i) + kl_coef * kl(logprob_it, ref_logprob_it) )
 """
 
 from __future__ import annotations
@@ -74,5 +74,7 @@ def load_algorithm(ref: str, base: Path) -> Algorithm:
     row = getattr(module, name, None)
     if not isinstance(row, Algorithm):
         found = f"a {type(row).__name__}" if row is not None else "nothing of that name"
-        raise ValueError(f"algorithm {ref!r}: expected an Algorithm called {name!r} in {path}, found {found}; write {name} = replace(GRPO, ...)")
+        raise ValueError(
+            f"algorithm {ref!r}: expected an Algorithm called {name!r} in {path}, found {found}; write {name} = replace(GRPO, ...)"
+        )
     return row

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from grpo.config import Keep, Tags
@@ -49,10 +50,18 @@ def reason_to_drop(sample: Sample, prefill: str, keep: Keep, tags: Tags) -> str 
     return None
 
 
-def keep_best(groups: Iterable[Group], keep: Keep, tags: Tags) -> tuple[list[tuple[Group, Sample]], Mapping[str, int]]:
-    """Up to keep.per_prompt completions of each group, in the order drawn, and how many were dropped for which reason."""
-    kept: list[tuple[Group, Sample]] = []
-    dropped: dict[str, int] = {}
+@dataclass(frozen=True)
+class Judged:
+    """A sample of a group, and why it is dropped; None where it is kept."""
+
+    group: Group
+    sample: Sample
+    dropped: str | None
+
+
+def judge(groups: Iterable[Group], keep: Keep, tags: Tags) -> list[Judged]:
+    """Every sample in the order drawn: of each group, up to keep.per_prompt are kept."""
+    judged: list[Judged] = []
     for group in groups:
         texts: set[str] = set()
         taken = 0
@@ -62,13 +71,11 @@ def keep_best(groups: Iterable[Group], keep: Keep, tags: Tags) -> tuple[list[tup
                 reason = DUPLICATE
             if reason is None and taken == keep.per_prompt:
                 reason = ENOUGH
-            if reason is not None:
-                dropped[reason] = dropped.get(reason, 0) + 1
-                continue
-            texts.add(sample.completion.text.strip())
-            taken += 1
-            kept.append((group, sample))
-    return kept, dropped
+            if reason is None:
+                texts.add(sample.completion.text.strip())
+                taken += 1
+            judged.append(Judged(group, sample, reason))
+    return judged
 
 
 def row_of(group: Group, sample: Sample, source: str) -> dict[str, Any]:

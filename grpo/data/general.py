@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from grpo.config import Tags
+from grpo.errors import DataError
 
 WORDS = (
     "apple bread chair cloud dance eagle field glass heart house juice knife lemon light money mouse night ocean paper plant "
@@ -13,13 +14,24 @@ WORDS = (
 ).split()
 
 
+MOST_ROWS = 20_000  # of the 30,816 that there are, so that drawing new ones stays quick
+
+
 def general_rows(num_rows: int, seed: int, tags: Tags) -> list[dict[str, Any]]:
-    """``num_rows`` rows with columns prompt, completion (in the tags) and answer, drawn from four kinds of instruction."""
+    """``num_rows`` rows, no two alike, with columns prompt, completion (in the tags) and answer, drawn from four kinds of instruction.
+    Raises DataError for more than there are.
+    """
+    if num_rows > MOST_ROWS:
+        raise DataError(f"general: at most {MOST_ROWS} rows can be made, {num_rows} asked for; ask for fewer")
     rng = random.Random(f"general-{seed}")
     makers = (_repeat, _first_letter, _last_word, _join)
-    rows = []
-    for index in range(num_rows):
-        question, thought, answer = makers[index % len(makers)](rng)
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    while len(rows) < num_rows:
+        question, thought, answer = rng.choice(makers)(rng)
+        if question in seen:
+            continue
+        seen.add(question)
         completion = f" <{tags.think}> {thought} </{tags.think}> <{tags.answer}> {answer} </{tags.answer}>"
         rows.append({"prompt": question, "completion": completion, "answer": answer})
     return rows

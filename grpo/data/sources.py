@@ -43,7 +43,9 @@ def _generated(name: str, source: DataSource, excluded: set[str], tags: Tags) ->
                 rows.append(row)
         if len(rows) == wanted:
             return rows
-    raise DataError(f"data source {name!r}: only {len(rows)} distinct problems found, {wanted} asked for; ask for fewer rows or widen its settings")
+    raise DataError(
+        f"data source {name!r}: only {len(rows)} distinct problems found, {wanted} asked for; ask for fewer rows or widen its settings"
+    )
 
 
 def _reasoning_gym(source: DataSource, size: int, seed: int) -> list[Row]:

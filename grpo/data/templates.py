@@ -37,7 +37,9 @@ class Template:
         if self.name == "chat" or self.name.endswith(".jinja"):
             chat_template = None if self.name == "chat" else (self.base / self.name).read_text(encoding="utf-8")
             if chat_template is None and not tokenizer.chat_template:
-                raise DataError("template 'chat': this model's tokenizer has no chat template; set template: r1_zero, plain or ./file.jinja")
+                raise DataError(
+                    "template 'chat': this model's tokenizer has no chat template; set template: r1_zero, plain or ./file.jinja"
+                )
             messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
             return str(tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True))
         if not isinstance(question, str):

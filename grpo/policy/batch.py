@@ -25,7 +25,6 @@ class Batch:
     advantages        [B]    float32  (zeros for supervised batches)
     sampled_logprobs  [B, T] float32  the engine's, NaN where there are none
     old_logprobs      [B, T] float32  the trainer's before the first update, NaN where not computed: then the current ones stand in
-    ref_logprobs      [B, T] float32  the reference's, NaN where there is none
     """
 
     tokens: np.ndarray
@@ -37,7 +36,6 @@ class Batch:
     advantages: np.ndarray
     sampled_logprobs: np.ndarray
     old_logprobs: np.ndarray
-    ref_logprobs: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,7 +90,6 @@ def make_batch(
         advantages=np.zeros(num, dtype=np.float32) if advantages is None else np.asarray(advantages, dtype=np.float32),
         sampled_logprobs=sampled,
         old_logprobs=nothing,
-        ref_logprobs=nothing,
     )
 
 

@@ -12,7 +12,9 @@ from grpo.policy.packing import PackedRows, tree_mask
 LOGITS_PER_CHUNK = 2**25  # 128 MiB of float32 logits are alive at a time
 
 
-def completion_logprobs(model: PreTrainedModel, rows: PackedRows, temperature: float, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+def completion_logprobs(
+    model: PreTrainedModel, rows: PackedRows, temperature: float, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target of ``rows`` at the sampling temperature, float32 [N], and the entropy [N] there (no gradient).
 
     The temperature belongs here: the engine sampled from softmax(logits / temperature), and the ratio compares with that distribution.
@@ -31,7 +33,9 @@ def completion_logprobs(model: PreTrainedModel, rows: PackedRows, temperature: f
         return _in_chunks(model.get_output_embeddings(), hidden_NH, target_N, temperature, with_entropy)
 
 
-def _in_chunks(head: torch.nn.Module, hidden_NH: Tensor, target_N: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+def _in_chunks(
+    head: torch.nn.Module, hidden_NH: Tensor, target_N: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
     """Chunks of logits are computed, reduced to one number a token, thrown away, and computed again on the way back."""
     per_chunk = max(1, LOGITS_PER_CHUNK // head.weight.shape[0])
     parts, entropies = [], []

@@ -35,7 +35,9 @@ class RemoteTrainer:
         try:
             return ray.get(reference)
         except ray.exceptions.RayActorError as error:
-            raise TrainingError(f"the trainer's process died (out of memory is the commonest cause; lower tokens_per_device): {error}") from error
+            raise TrainingError(
+                f"the trainer's process died (out of memory is the commonest cause; lower tokens_per_device): {error}"
+            ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TrainingError):
                 raise TrainingError(str(error.cause)) from None

@@ -46,7 +46,7 @@ class PolicyTrainer:
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation="sdpa")
-        self.model: PreTrainedModel = model.to(self.device).train()
+        self.model: PreTrainedModel = model.to(self.device).eval()  # without dropout: the ratio compares one distribution with itself
         self.reference = self._frozen_copy() if spec.algorithm is not None and spec.algorithm.kl_coef > 0 else None
         self.optimiser = self._adamw(spec.optimiser)
         self._costs = _costs_of(self.model)
@@ -129,7 +129,9 @@ class PolicyTrainer:
             "policy/entropy": sums["entropy"] / max(1, batch.loss_mask.sum()),
         }
         metrics["rollout/logprob_gap"] = (
-            self._checked_gap(batch, now_BT, max_logprob_gap) if old_missing else _mean_abs_difference(batch.sampled_logprobs, batch.old_logprobs)
+            self._checked_gap(batch, now_BT, max_logprob_gap)
+            if old_missing
+            else _mean_abs_difference(batch.sampled_logprobs, batch.old_logprobs)
         )
         return {**metrics, **self._step()}
 
@@ -165,7 +167,7 @@ class PolicyTrainer:
 
     def _checked_gap(self, batch: Batch, now_BT: np.ndarray, bound: float) -> float:
         gap = _mean_abs_difference(batch.sampled_logprobs, now_BT)
-        if gap > bound:
+        if math.isfinite(bound) and not gap <= bound:
             self.optimiser.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"engine and trainer disagree: the mean absolute log-prob difference is {gap:.4f} a token, the bound {bound:.4f}; "
@@ -186,7 +188,9 @@ class PolicyTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.num_updates += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingError(f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} updates in a row, the last being update {self.num_updates}")
+            raise TrainingError(
+                f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} updates in a row, the last being update {self.num_updates}"
+            )
         return {
             "train/grad_norm": grad_norm,
             "train/learning_rate": learning_rate,

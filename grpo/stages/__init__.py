@@ -18,4 +18,5 @@ def runner_of(kind: str) -> RunStage:
     """The function that runs stages of this kind."""
     from grpo.stages import distill, eval, reject, rl, sft
 
-    return {"sft": sft.run, "rl": rl.run, "reject": reject.run, "distill": distill.run, "eval": eval.run}[kind]
+    runners: dict[str, Any] = {"sft": sft.run, "rl": rl.run, "reject": reject.run, "distill": distill.run, "eval": eval.run}
+    return runners[kind]

@@ -103,7 +103,9 @@ def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Eva
     return scores_of(items, settings)
 
 
-def grade(work: Workplace, settings: Evaluation, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[dict[str, Any]]:
+def grade(
+    work: Workplace, settings: Evaluation, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
+) -> list[dict[str, Any]]:
     """One item a sample: what was asked, what was said, how it was judged (None: nobody could)."""
     uses = {"accuracy": settings.accuracy, "lenient": settings.lenient}
     if settings.well_formed is not None:
@@ -150,7 +152,8 @@ def scores_of(items: Sequence[Mapping[str, Any]], settings: Evaluation) -> Score
     lenient, lenient_se = mean_and_standard_error([[item["lenient"] for item in problem] for problem in problems])
     complete = [problem for problem in problems if len(problem) == settings.samples_per_prompt]
     pass_at = {
-        f"pass_at_{k}": sum(pass_at_k(len(problem), sum(item["accuracy"] == 1.0 for item in problem), k) for problem in complete) / len(complete)
+        f"pass_at_{k}": sum(pass_at_k(len(problem), sum(item["accuracy"] == 1.0 for item in problem), k) for problem in complete)
+        / len(complete)
         for k in settings.pass_at
         if complete
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from grpo.config import DistillStage, Mix, RejectStage
-from grpo.data.filters import keep_best, row_of
+from grpo.data.filters import judge, row_of
 from grpo.errors import TrainingError
 from grpo.run.records import JsonLines, write_json
 from grpo.stages.scoring import score_groups
@@ -24,7 +25,9 @@ def run(stage: RejectStage, work: Workplace, folder: Path) -> Outcome:
     return Outcome(Dataset(folder / "data"), {**metrics, "data/rows": len(rows)})
 
 
-def collect(stage: RejectStage | DistillStage, model_name: str, work: Workplace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def collect(
+    stage: RejectStage | DistillStage, model_name: str, work: Workplace, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Sample, score and filter; returns the kept rows and the counts. All samples are written to samples.jsonl, with why they were dropped."""
     assert stage.prompts is not None, "the graph check lets no such recipe through"
     model = work.checkpoint(model_name)
@@ -40,15 +43,19 @@ def collect(stage: RejectStage | DistillStage, model_name: str, work: Workplace,
     )
     with work.rewards(stage.rewards) as rewards:
         groups = score_groups(rewards, prompts, completions)
-    kept, dropped = keep_best(groups, stage.keep, work.recipe.tags)
+    judged = judge(groups, stage.keep, work.recipe.tags)
+    kept = [item for item in judged if item.dropped is None]
+    dropped = Counter(item.dropped for item in judged if item.dropped is not None)
     if not kept:
-        raise TrainingError(f"stage {stage.name!r}: none of {len(prompts) * stage.samples_per_prompt} completions was kept; dropped: {dropped}")
+        raise TrainingError(
+            f"stage {stage.name!r}: none of {len(prompts) * stage.samples_per_prompt} completions was kept; dropped: {dict(dropped)}"
+        )
     with JsonLines(folder / "samples.jsonl") as samples_file:
-        samples_file.write_all(row_of(group, sample, stage.name) for group in groups for sample in group.samples)
+        samples_file.write_all({**row_of(item.group, item.sample, stage.name), "dropped": item.dropped} for item in judged)
     counts = {f"reject/{reason}": float(number) for reason, number in sorted(dropped.items())}
-    prompts_kept = len({id(group) for group, _ in kept})
-    metrics = {"reject/samples": float(sum(len(g.samples) for g in groups)), "reject/kept": float(len(kept)), "reject/prompts_kept": float(prompts_kept)}
-    return [row_of(group, sample, stage.name) for group, sample in kept], {**metrics, **counts}
+    prompts_kept = len({item.group.prompt.id for item in kept})
+    metrics = {"reject/samples": float(len(judged)), "reject/kept": float(len(kept)), "reject/prompts_kept": float(prompts_kept)}
+    return [row_of(item.group, item.sample, stage.name) for item in kept], {**metrics, **counts}
 
 
 def mixed_in(mixes: list[Mix], work: Workplace) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ class _Loop:
         batches = []
         for part in range(parts):
             members = order[part::parts]
-            batch = batch_of_groups([groups[i] for i in members], [advantages_PG[i] for i in members])
+            batch = batch_of_groups([groups[i] for i in members], advantages_PG[members].tolist())
             if len(batch):
                 batches.append(batch.with_weights(self.algorithm.aggregate, self.stage.max_completion_tokens))
         if not batches:
@@ -170,11 +170,19 @@ class _Loop:
             self.pool.mode = wanted
             self.work.progress.say(f"  weight sync: {wanted}, as rollout.sync says; not tested")
         completions = self.pool.sample(
-            probes, PROBE_SAMPLES, self.sampling, seed=self.seed, step=-1, deadline_s=self.work.recipe.rollout.deadline_s, progress=lambda *_: None
+            probes,
+            PROBE_SAMPLES,
+            self.sampling,
+            seed=self.seed,
+            step=-1,
+            deadline_s=self.work.recipe.rollout.deadline_s,
+            progress=lambda *_: None,
         )
         gap = self.trainer.logprob_gap(_probe_batch(probes, completions))
         self.max_logprob_gap = max(MIN_GAP_BOUND, GAP_BOUND_FACTOR * gap)
-        self.work.progress.say(f"  engine against trainer: mean |log-prob difference| {gap:.4f} a token; the run stops above {self.max_logprob_gap:.4f}")
+        self.work.progress.say(
+            f"  engine against trainer: mean |log-prob difference| {gap:.4f} a token; the run stops above {self.max_logprob_gap:.4f}"
+        )
 
     def evaluate(self) -> dict[str, float]:
         settings = self.work.recipe.evaluation
@@ -186,7 +194,9 @@ class _Loop:
 
 def group_advantages(algorithm: Algorithm, groups: Sequence[Group]) -> np.ndarray:
     """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold."""
-    rewards_PG = torch.tensor([[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups], dtype=torch.float64)
+    rewards_PG = torch.tensor(
+        [[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups], dtype=torch.float64
+    )
     return algorithm.advantage(rewards_PG.nan_to_num(0.0), ~rewards_PG.isnan()).numpy()
 
 
@@ -207,7 +217,8 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
     judged = [sample.reward for sample in samples if sample.reward is not None]
     tags = work.recipe.tags
     formed = [
-        think_text(s.completion.text, group.prompt.prefill, tags.think) is not None and answer_text(s.completion.text, tags.answer) is not None
+        think_text(s.completion.text, group.prompt.prefill, tags.think) is not None
+        and answer_text(s.completion.text, tags.answer) is not None
         for group in groups
         for s in group.samples
     ]

@@ -17,7 +17,9 @@ from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint
 
 
-def fine_tune(rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, seed: int, work: Workplace, folder: Path) -> dict[str, float]:
+def fine_tune(
+    rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, seed: int, work: Workplace, folder: Path
+) -> dict[str, float]:
     """Train ``start`` on ``rows`` for settings.epochs and save it to folder/model. Returns the last update's metrics.
 
     The end token is part of the completion, so that the model learns to stop. Each epoch has an order of its own, that follows from the seed;
@@ -40,7 +42,9 @@ def fine_tune(rows: Sequence[dict[str, Any]], start: Checkpoint, settings: Super
     return {"last/loss": metrics["loss/total"], "data/rows": len(prompts), "data/rows_too_long": num_too_long, "data/updates": total}
 
 
-def _tokenised(rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> tuple[list[Any], list[Any], int]:
+def _tokenised(
+    rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, work: Workplace
+) -> tuple[list[Any], list[Any], int]:
     tokenizer = work.tokenizer(start.path)
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer of {start.path} has no end token, so a model trained with it would never stop; set eos_token there")

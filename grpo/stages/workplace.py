@@ -63,11 +63,15 @@ class Workplace:
         names = [names] if isinstance(names, str) else names
         return [row for name in names for row in self._rows_of(name)]
 
-    def prompts(self, names: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, limit: int | None = None) -> PromptSet:
+    def prompts(
+        self, names: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, limit: int | None = None
+    ) -> PromptSet:
         """The rows of ``names`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError."""
         names = [names] if isinstance(names, str) else list(names)
         prompts = [
-            self.template.prompt(row, f"{name}/{index}", tokenizer) for name in names for index, row in enumerate(self._rows_of(name)[:limit])
+            self.template.prompt(row, f"{name}/{index}", tokenizer)
+            for name in names
+            for index, row in enumerate(self._rows_of(name)[:limit])
         ]
         fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_tokens]
         if not fitting:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from grpo.config import Keep, Tags
-from grpo.data.filters import keep_best, reason_to_drop, row_of
+from grpo.data.filters import judge, reason_to_drop, row_of
 from grpo.types import Group, Sample
 from rollout.types import Completion, Prompt
 
@@ -84,17 +84,23 @@ def group(*samples: Sample, prompt_id: str = "p") -> Group:
 def test_the_first_fit_completions_of_each_prompt_are_kept_and_the_others_counted() -> None:
     one = group(sample("a", parts={"math": 0.0}), sample("b"), sample("c"), sample("d"))
     two = group(sample("b", finish="length"), sample("b"))
-    kept, dropped = keep_best([one, two], Keep(language=None, per_prompt=2), Tags())
-    assert [(group is one, drawn.completion.text) for group, drawn in kept] == [(True, "b"), (True, "c"), (False, "b")]
-    assert dropped == {"below_min_reward": 1, "enough_of_this_prompt": 1, "truncated": 1}
+    judged = judge([one, two], Keep(language=None, per_prompt=2), Tags())
+    assert [(item.group is one, item.sample.completion.text, item.dropped) for item in judged] == [
+        (True, "a", "below_min_reward"),
+        (True, "b", None),
+        (True, "c", None),
+        (True, "d", "enough_of_this_prompt"),
+        (False, "b", "truncated"),
+        (False, "b", None),
+    ]
 
 
 def test_a_completion_that_equals_a_kept_one_of_its_prompt_is_a_duplicate() -> None:
     drawn = group(sample("a", parts={"math": 0.0}), sample("a"), sample(" a\n"), sample("b"))
-    kept, dropped = keep_best([drawn], Keep(language=None, per_prompt=3), Tags())
-    assert [one.completion.text for _, one in kept] == ["a", "b"] and dropped == {"below_min_reward": 1, "duplicate": 1}
-    kept, _ = keep_best([drawn], Keep(language=None, per_prompt=3, duplicates=True), Tags())
-    assert [one.completion.text for _, one in kept] == ["a", " a\n", "b"]
+    judged = judge([drawn], Keep(language=None, per_prompt=3), Tags())
+    assert [item.dropped for item in judged] == ["below_min_reward", None, "duplicate", None]
+    judged = judge([drawn], Keep(language=None, per_prompt=3, duplicates=True), Tags())
+    assert [item.dropped for item in judged] == ["below_min_reward", None, None, None]
 
 
 def test_a_kept_row_says_where_it_comes_from() -> None:

@@ -43,10 +43,10 @@ stages:
     rewards: [{{use: ./lengths.py:few_tokens}}]
 """
 
-REWARD = '''
+REWARD = """
 def few_tokens(num_tokens: int, completion: str) -> float:
     return -float(num_tokens) - 0.01 * (sum(map(ord, completion)) % 7)
-'''
+"""
 
 
 @pytest.fixture
@@ -62,9 +62,13 @@ def small_rl(tmp_path: Path, tiny_qwen2: Path) -> Path:
 def grpo() -> Grpo:
     """Runs the grpo command in a process of its own: grpo("run", recipe, env={"GRPO_FAULT": "drop"})."""
 
-    def run(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout_s: float = 280
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("grpo")), *map(str, arguments)]
-        return subprocess.run(command, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(
+            command, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
 
     return run
 

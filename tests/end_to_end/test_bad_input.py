@@ -26,7 +26,16 @@ def test_all_problems_of_a_recipe_come_together_and_nothing_is_written(grpo: Grp
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
-    for part in ("stepz", "did you mean 'steps'", "samples_per_prompt", "mth", "exctract", "missing.jsonl", "'harvest', which is a dataset", "nothing"):
+    for part in (
+        "stepz",
+        "did you mean 'steps'",
+        "samples_per_prompt",
+        "mth",
+        "exctract",
+        "missing.jsonl",
+        "'harvest', which is a dataset",
+        "nothing",
+    ):
         assert part in result.stderr, part
     assert "wrong.yaml:8" in result.stderr
 

@@ -26,7 +26,13 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
     (stage,) = summary["stages"]
     assert stage.keys() >= {"name", "kind", "status", "seconds", "from", "output", "metrics"}
     assert stage["output"] == "01-reason/model"
-    assert stage["metrics"].keys() >= {"eval/accuracy_before", "eval/accuracy_after", "eval/accuracy_se", "eval/num_problems", "eval/lenient_after"}
+    assert stage["metrics"].keys() >= {
+        "eval/accuracy_before",
+        "eval/accuracy_after",
+        "eval/accuracy_se",
+        "eval/num_problems",
+        "eval/lenient_after",
+    }
     assert stage["metrics"]["eval/num_problems"] == 16
     assert (finished / "report.html").exists()
 
@@ -85,7 +91,9 @@ def test_a_corrupted_sync_stops_the_run_and_names_the_tensor(fault: str, says: s
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
-def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is_rebuilt(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is_rebuilt(
+    grpo: Grpo, small_rl: Path, tmp_path: Path
+) -> None:
     result = grpo("run", small_rl, "--out", tmp_path / "run", env={"GRPO_FAULT": "stale_kernel"})
     assert result.returncode == 0, result.stderr
     assert "weight sync: by rebuilding the engine" in result.stdout
