@@ -45,7 +45,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return dict(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=64,  # two heads of 32: the smallest that vLLM computes on a CPU
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,

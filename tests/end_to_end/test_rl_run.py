@@ -77,9 +77,9 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("drop", "was not received"),
-        ("stale", "differs from what was sent"),
-        ("transpose", "differs from what was sent"),
+        pytest.param("drop", "was not received", marks=pytest.mark.slow),
+        pytest.param("stale", "differs from what was sent", marks=pytest.mark.slow),
+        pytest.param("transpose", "differs from what was sent", marks=pytest.mark.slow),
         ("stale_kernel", "the kernel of"),
     ],
 )
@@ -91,6 +91,7 @@ def test_a_corrupted_sync_stops_the_run_and_names_the_tensor(fault: str, says: s
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is_rebuilt(
     grpo: Grpo, small_rl: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is
     assert gaps[1] < 3 * gaps[0]
 
 
+@pytest.mark.slow
 def test_several_updates_a_rollout_and_two_workers(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     changes = ["stages.reason.updates_per_rollout=2", "rollout.workers=2", "stages.reason.steps=1"]
     result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
