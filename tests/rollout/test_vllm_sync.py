@@ -78,7 +78,7 @@ def test_a_layer_that_kept_other_weights_is_named(layer: str, worker: RolloutWor
     sent[name] = sent[name] * 1.01
     problems = worker.engine._llm.apply_model(lambda model: mismatched_weights(model, sent, seed=0))[0]
     assert any(layer in problem for problem in problems)
-    assert len(problems) <= 3
+    assert len(problems) <= 4  # a tied embedding stands in the model twice, as table and as kernel
 
 
 def test_many_seeded_requests_repeat_exactly_and_differ_among_themselves(worker: RolloutWorker) -> None:
