@@ -77,6 +77,7 @@ class DataSource(Strict):
     completion: Literal["worked_sums"] | None = Field(
         None, description="write a column completion: a sum worked out step by step, in the tags"
     )
+    only: str | None = Field(None, description="a regular expression: rows whose prompt does not match it are left out")
     disjoint_from: list[str] = Field(default_factory=list, description="sources whose prompts are left out of this one")
 
 

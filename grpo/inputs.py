@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
@@ -76,11 +77,21 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
     if source.question is None and not {"prompt", "question"} & columns:
         text = f"{missing_column('prompt', columns)} (columns: {{prompt: ...}} names it, question: 'Calculate {{...}}.' writes it)"
         findings.append(Finding((*at, "columns"), text, (at,)))
+    if source.only is not None and (mistake := _regex_mistake(source.only)):
+        findings.append(Finding((*at, "only"), mistake))
     if source.completion == "worked_sums":
         if "expression" not in columns:
             findings.append(Finding((*at, "completion"), missing_column("expression", columns), (at,)))
         columns |= {"completion"}
     return columns | {"prompt"}, findings
+
+
+def _regex_mistake(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"{pattern!r} is not a regular expression: {error}"
+    return None
 
 
 def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:

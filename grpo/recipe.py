@@ -154,17 +154,36 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
 
     rows = work.rows(made.problems)
     if not (tiny_folder(made, rows, work.recipe.tags) / "config.json").exists():
-        work.progress.say(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
+        work.progress.task(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
     template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
 
+    @ray.remote(num_cpus=0)
+    class Steps:
+        """Where the making is: it writes, the driver reads."""
+
+        def __init__(self) -> None:
+            self.at = (0, made.pretrain_updates, 0.0)
+
+        def write(self, *at: Any) -> None:
+            self.at = at
+
+        def read(self) -> Any:
+            return self.at
+
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}})
-    def make() -> Path:
+    def make(steps: Any) -> Path:
         import torch
 
         torch.set_num_threads(num_threads)
-        return make_tiny(made, rows, tags, lambda question: template.text(question, None), lambda *_: None)
+        return make_tiny(made, rows, tags, lambda question: template.text(question, None), lambda *at: steps.write.remote(*at))
 
-    return ray.get(make.remote())
+    steps = Steps.remote()  # type: ignore[attr-defined]
+    making = make.remote(steps)
+    while not ray.wait([making], timeout=2.0)[0]:
+        done, total, loss = ray.get(steps.read.remote())
+        if done:
+            work.progress.step(done, total, {"loss/total": loss})
+    return ray.get(making)
 
 
 def _made_by(run: RunFolder, planned: PlannedStage) -> dict[str, Artifact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from grpo.data.sums import worked_sum
 from grpo.errors import DataError
 
 Row = dict[str, Any]
+MOST_DRAWS = 60  # of twice the rows asked for; a task that has so few distinct problems is refused
 
 
 def load_source(name: str, sources: Mapping[str, DataSource], base: Path, tags: Tags) -> list[Row]:
@@ -35,7 +37,7 @@ def _generated(name: str, source: DataSource, excluded: set[str], tags: Tags) ->
     wanted = source.rows or 1000
     rows: list[Row] = []
     seen = set(excluded)
-    for attempt in range(20):
+    for attempt in range(MOST_DRAWS):
         drawn = _reasoning_gym(source, size=2 * wanted, seed=source.seed + 1_000_003 * attempt)
         for row in _finished(name, source, drawn, tags):
             if _key(row) not in seen and len(rows) < wanted:
@@ -125,7 +127,8 @@ def _finished(name: str, source: DataSource, rows: list[Row], tags: Tags) -> lis
             row["prompt"] = _column(name, row, "question", index)
         if source.completion == "worked_sums":
             row["completion"] = worked_sum(_column(name, row, "expression", index), tags)
-        finished.append(row)
+        if source.only is None or re.search(source.only, str(row["prompt"])):
+            finished.append(row)
     return finished
 
 

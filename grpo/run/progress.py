@@ -48,6 +48,11 @@ class Progress:
         self._title, self._began, self._last_plain = f"[{number}/{self.num_stages}] {name}", time.monotonic(), 0.0
         self.say(f"{self._title} ({kind}) {summary}")
 
+    def task(self, what: str) -> None:
+        """Something other than a stage begins: making a model."""
+        self._title, self._began, self._last_plain = " ", time.monotonic(), time.monotonic()
+        self.say(what)
+
     def say(self, text: str) -> None:
         """A line that stays. Printed as it is: nothing in it is markup."""
         self._console.print(text, markup=False)
