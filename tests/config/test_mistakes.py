@@ -107,7 +107,7 @@ def one(problems: Problems, sound: str, old: str, new: str) -> str:
         (
             "{general: true, rows: 20}",
             "{general: true, frobnicate: 20}",
-            "data.sums.frobnicate: unknown key 'frobnicate'; known here are [columns, csv, ",
+            "data.sums.frobnicate: unknown key 'frobnicate'; known here are [columns, completion, csv, ",
         ),
         (
             "[{use: math}]\n    steps",
