@@ -162,7 +162,9 @@ def eval(
         print(json.dumps(metrics))
         return
     _print_table(
-        f"{model} on {data}", ["measure", "value"], [[name.removeprefix("eval/"), f"{value:.4g}"] for name, value in metrics.items()]
+        f"{model} on {data}",
+        ["measure", "value"],
+        [[name.removeprefix("eval/"), "unknown" if value is None else f"{value:.4g}"] for name, value in metrics.items()],
     )
 
 

@@ -46,30 +46,40 @@ class PlannedStage:
         return "measured"
 
 
-def make_plan(loaded: LoadedRecipe, run: RunFolder) -> list[PlannedStage]:
-    """The stages in order. Raises RecipeError where a finished stage was made by other settings, naming them."""
+def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> list[PlannedStage]:
+    """The stages in order. Raises RecipeError where a finished stage was made by other settings, naming them.
+
+    ``redo`` names a stage that will be made again, with all after it: whatever was made of these does not matter.
+    A stage is done when its record and its output are there and every stage that it uses is done.
+    """
     recipe = loaded.recipe
     common = recipe.model_dump(mode="json", by_alias=True, include=set(SHARED))
+    common["rollout"] = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script"})
     planned: list[PlannedStage] = []
     fingerprints: dict[str, str] = {}
     problems: list[str] = []
+    done: set[str] = set()
+    redoing = False
     for number, stage in enumerate(recipe.stages, start=1):
         inputs = tuple(inputs_of(stage))
         settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
-        identity = dict(_flat({**common, "stage": settings, "files": _files(stage, loaded.base)}))
+        identity = dict(_flat({**common, "stage": settings, "files": _files(loaded, stage)}))
         fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
         fingerprints[stage.name] = fingerprint
-        record = run.record(number, stage.name)
-        if record is not None and record["fingerprint"] != fingerprint:
+        redoing = redoing or stage.name == redo
+        record = None if redoing else run.record(number, stage.name)
+        if record is not None and record["fingerprint"] != fingerprint and not problems:
             changed = sorted(key for key in identity.keys() | record["identity"].keys() if identity.get(key) != record["identity"].get(key))
             what = f"changed since: {', '.join(changed)}" if changed else "a stage before it was changed"
             problems.append(
                 f"stage {stage.name!r} in {run.path} is finished, but the recipe is another now ({what}); "
                 f"undo the change, choose another --out, or make it again with --redo {stage.name}"
             )
-        planned.append(
-            PlannedStage(number, stage, start_of(stage), inputs, makes(stage), identity, fingerprint, record is not None and not problems)
-        )
+        has_output = record is not None and (record["output"] is None or (run.path / record["output"]).exists())
+        is_done = has_output and {name for name in inputs if name in fingerprints} <= done
+        if is_done:
+            done.add(stage.name)
+        planned.append(PlannedStage(number, stage, start_of(stage), inputs, makes(stage), identity, fingerprint, is_done))
     if problems:
         raise RecipeError(problems)
     return planned
@@ -97,11 +107,34 @@ def inputs_of(stage: AnyStage) -> Iterator[str]:
         yield mix.use
 
 
-def _files(stage: AnyStage, base: Path) -> dict[str, str]:
-    """Hashes of the user's own files that a stage runs: rewards and algorithms."""
-    refs = [use.use for use in getattr(stage, "rewards", [])] + [getattr(stage, "algorithm", "")]
-    paths = {ref: base / ref.rpartition(":")[0] for ref in refs if ".py:" in ref}
-    return {ref: _hash(path.read_text(encoding="utf-8")) for ref, path in paths.items() if path.is_file()}
+def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:
+    """Hashes of the user's own files that a result follows from: rewards, algorithms, generators, scripts, templates, data."""
+    recipe = loaded.recipe
+    uses = [use.use for use in getattr(stage, "rewards", [])]
+    for evaluation in (recipe.evaluation, getattr(stage, "evaluation", None)):
+        if evaluation is not None:
+            graders = (evaluation.accuracy, evaluation.lenient, evaluation.well_formed)
+            uses += [use.use for use in graders if use is not None]
+    refs = [
+        *uses,
+        getattr(stage, "algorithm", ""),
+        recipe.rollout.script or "",
+        *(source.generator or "" for source in recipe.data.values()),
+    ]
+    names = [ref.rpartition(":")[0] for ref in refs if ".py:" in ref] + [recipe.template]
+    names += [file for source in recipe.data.values() for file in (source.jsonl, source.csv, source.parquet) if file]
+    paths = {name: loaded.base / name for name in names}
+    return {name: _hash_of_file(path) for name, path in paths.items() if path.is_file()}
+
+
+def _hash_of_file(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -50,8 +50,7 @@ def run_recipe(
     run = RunFolder((Path(out) if out is not None else default_folder(loaded)).resolve())
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
-    if redo is None:
-        make_plan(loaded, run)  # refuse before anything is written
+    make_plan(loaded, run, redo)  # refuse before anything is written or removed
     with run.held():
         if redo is not None:
             _forget(loaded, run, redo)
@@ -138,7 +137,7 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     if isinstance(model, MadeModel):
         return Checkpoint(_made(model, name, work))
     ref = model if isinstance(model, str) else model.path
-    for candidate in (work.base / ref, Path(ref)):
+    for candidate in (work.base / ref, Path(ref).expanduser()):
         if candidate.is_dir():
             return Checkpoint(candidate.resolve())
     from huggingface_hub import snapshot_download
@@ -153,9 +152,13 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
     from grpo.tiny import make_tiny, tiny_folder
 
     rows = work.rows(made.problems)
-    if not (tiny_folder(made, rows, work.recipe.tags) / "config.json").exists():
-        work.progress.task(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
+
+    def render(question: str) -> str:
+        return template.text(question, None)
+
     template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
+    if not (tiny_folder(made, rows, tags, render) / "config.json").exists():
+        work.progress.task(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
 
     @ray.remote(num_cpus=0)
     class Steps:
@@ -175,7 +178,7 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
         import torch
 
         torch.set_num_threads(num_threads)
-        return make_tiny(made, rows, tags, lambda question: template.text(question, None), lambda *at: steps.write.remote(*at))
+        return make_tiny(made, rows, tags, render, lambda *at: steps.write.remote(*at))
 
     steps = Steps.remote()  # type: ignore[attr-defined]
     making = make.remote(steps)
@@ -201,8 +204,6 @@ def _forget(loaded: LoadedRecipe, run: RunFolder, first: str) -> None:
     for number, name in enumerate(names, start=1):
         if number > names.index(first):
             shutil.rmtree(run.stage(number, name), ignore_errors=True)
-            for file in (run.path / "evals").glob(f"{name}.*"):
-                file.unlink()
 
 
 def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], status: str) -> dict[str, Any]:

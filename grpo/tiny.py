@@ -32,11 +32,12 @@ DOCUMENTS_PER_UPDATE = 48
 FORMAT_VERSION = 4  # part of the cache key: raise it when the making changes
 
 
-def tiny_folder(made: MadeModel, rows: Sequence[dict[str, Any]], tags: Tags) -> Path:
-    """Where the model of these settings, problems and tags lives in the cache, whether or not it has been made."""
+def tiny_folder(made: MadeModel, rows: Sequence[dict[str, Any]], tags: Tags, render: Callable[[str], str]) -> Path:
+    """Where the model of these settings, problems, tags and template lives in the cache, whether or not it has been made."""
     import xxhash
 
-    identity = json.dumps([FORMAT_VERSION, made.model_dump(), tags.model_dump(), [row["expression"] for row in rows]], sort_keys=True)
+    corpus_from = [(render(row["prompt"]), row["expression"]) for row in rows]
+    identity = json.dumps([FORMAT_VERSION, made.model_dump(), tags.model_dump(), corpus_from], sort_keys=True)
     cache = Path(os.environ.get("GRPO_CACHE") or Path.home() / ".cache" / "grpo-toolkit")
     return cache / f"{made.make}-{xxhash.xxh3_64_hexdigest(identity.encode())}"
 
@@ -52,7 +53,7 @@ def make_tiny(
     """
     from filelock import FileLock
 
-    folder = tiny_folder(made, rows, tags)
+    folder = tiny_folder(made, rows, tags, render)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "config.json").exists():

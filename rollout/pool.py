@@ -73,6 +73,9 @@ class RolloutPool:
 
         What is drawn follows from (seed, step, prompt id, j). Raises EngineError past the deadline, or where a worker dies or a request fails.
         """
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0) + sampling.max_tokens
+        if longest > self.settings.max_tokens:
+            raise EngineError(f"a prompt and its completion may reach {longest} tokens, but the engine was built for {self.settings.max_tokens}")
         num_workers = len(self._workers)
         shares: list[list[Request]] = [[] for _ in range(num_workers)]
         seen: Counter[str] = Counter()

@@ -46,8 +46,8 @@ def prove_reload(
         try:
             engine.load_weights(pack_weights(perturbed, version, getattr(torch, dtype)))
             reloaded = generate(engine, requests, deadline_s)
-        except WeightSyncError as error:
-            reloaded, why = None, str(error)
+        except Exception as error:  # whatever an engine raises at an architecture whose weights it cannot replace: it is rebuilt instead
+            reloaded, why = None, str(error) if isinstance(error, WeightSyncError) else f"{type(error).__name__}: {error}"
         if reloaded is not None:
             write_model(perturbed, folder, Path(temporary), getattr(torch, dtype))
             engine.load_model(Path(temporary), version)

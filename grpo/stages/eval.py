@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,20 +72,37 @@ def measure_checkpoint(work: Workplace, model: Checkpoint) -> Scores | None:
         return None
     kept = work.folder / "evals" / f"{_name_of(work, model)}.json"
     items = kept.with_suffix(".items.jsonl")
+    measured = _identity(work, model, settings)
     if kept.exists():
-        import json
-
-        return Scores(**json.loads(kept.read_text(encoding="utf-8")))
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found.pop("measured", None) == measured:
+            return Scores(**found)
     items.unlink(missing_ok=True)
     scores = measure(work, work.pool(model), model, settings, items)
-    write_json(kept, vars(scores))
+    write_json(kept, {**vars(scores), "measured": measured})
     return scores
+
+
+def _identity(work: Workplace, model: Checkpoint, settings: Evaluation) -> str:
+    """A hash of all that a score follows from: weights, problems, template, tags, settings."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for file in sorted(model.path.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    prompts = [row["prompt"] for row in work.rows(settings.prompts)]
+    told = [settings.model_dump(mode="json"), prompts, work.recipe.template, work.recipe.tags.model_dump(), work.recipe.rollout.dtype]
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Evaluation, items_path: Path | None) -> Scores:
     """Sample with the engine's current weights and grade. ``model`` gives the tokenizer."""
     tokenizer = work.tokenizer(model.path)
-    prompts = work.prompts(settings.prompts, tokenizer, max_tokens=10**9, limit=settings.rows).prompts
+    prompt_set = work.prompts(settings.prompts, tokenizer, work.longest_prompt(), limit=settings.rows)
+    if prompt_set.num_too_long:
+        work.progress.say(f"  evaluation leaves out {prompt_set.num_too_long} problems over max_prompt_tokens = {work.longest_prompt()}")
+    prompts = prompt_set.prompts
     sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p)
     work.progress.doing(f"evaluating on {len(prompts)} problems")
     completions = pool.sample(

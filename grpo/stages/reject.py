@@ -46,12 +46,12 @@ def collect(
     judged = judge(groups, stage.keep, work.recipe.tags)
     kept = [item for item in judged if item.dropped is None]
     dropped = Counter(item.dropped for item in judged if item.dropped is not None)
+    with JsonLines(folder / "samples.jsonl") as samples_file:
+        samples_file.write_all({**row_of(item.group, item.sample, stage.name), "dropped": item.dropped} for item in judged)
     if not kept:
         raise TrainingError(
             f"stage {stage.name!r}: none of {len(prompts) * stage.samples_per_prompt} completions was kept; dropped: {dict(dropped)}"
         )
-    with JsonLines(folder / "samples.jsonl") as samples_file:
-        samples_file.write_all({**row_of(item.group, item.sample, stage.name), "dropped": item.dropped} for item in judged)
     counts = {f"reject/{reason}": float(number) for reason, number in sorted(dropped.items())}
     prompts_kept = len({item.group.prompt.id for item in kept})
     metrics = {"reject/samples": float(len(judged)), "reject/kept": float(len(kept)), "reject/prompts_kept": float(prompts_kept)}

@@ -145,13 +145,16 @@ class Workplace:
         if ray.is_initialized():
             ray.shutdown()
 
+    def longest_prompt(self) -> int:
+        """The longest prompt that any stage takes, 512 tokens where none says."""
+        return max((stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")), default=512)
+
     def _longest_sequence(self) -> int:
-        """The longest sequence that any stage may draw, so that one engine serves them all."""
-        prompt = [stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")]
+        """The longest sequence that any stage or evaluation may draw, so that one engine serves them all."""
         drawn = [stage.max_completion_tokens for stage in self.recipe.stages if hasattr(stage, "max_completion_tokens")]
-        if self.recipe.evaluation is not None:
-            drawn.append(self.recipe.evaluation.max_completion_tokens)
-        return max(prompt, default=512) + max(drawn, default=256)
+        evaluations = [self.recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in self.recipe.stages)]
+        drawn += [evaluation.max_completion_tokens for evaluation in evaluations if evaluation is not None]
+        return self.longest_prompt() + max(drawn, default=256)
 
 
 def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""What a plan takes for done, and what it refuses: results that another recipe made, or whose inputs are gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grpo.config import MadeModel, Tags
+from grpo.errors import RecipeError
+from grpo.loading import load_recipe
+from grpo.plan import make_plan
+from grpo.run.folder import RunFolder
+from grpo.tiny import tiny_folder
+
+RECIPE = """
+name: small
+model: {path: .}
+data:
+  rows: {jsonl: rows.jsonl}
+stages:
+  - {name: one, kind: sft, data: rows}
+  - {name: two, kind: sft, from: one, data: rows}
+  - {name: three, kind: sft, from: base, data: rows}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def finished(recipe: Path, tmp_path: Path) -> RunFolder:
+    """A run whose three stages are done."""
+    run = RunFolder(tmp_path / "run")
+    for planned in make_plan(load_recipe(str(recipe)), run):
+        folder = run.stage(planned.number, planned.stage.name)
+        (folder / "model").mkdir(parents=True)
+        output = (folder / "model").relative_to(run.path).as_posix()
+        run.write_record(
+            planned.number,
+            planned.stage.name,
+            {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "output": output},
+        )
+    return run
+
+
+def done(recipe: Path, run: RunFolder, *overrides: str, redo: str | None = None) -> list[bool]:
+    return [planned.is_done for planned in make_plan(load_recipe(str(recipe), overrides), run, redo)]
+
+
+def test_finished_stages_are_done(recipe: Path, finished: RunFolder) -> None:
+    assert done(recipe, finished) == [True, True, True]
+
+
+def test_a_stage_whose_input_is_gone_is_not_done(recipe: Path, finished: RunFolder) -> None:
+    (finished.stage(1, "one") / "model").rmdir()
+    assert done(recipe, finished) == [False, False, True]  # two was made from one; three was not
+
+
+def test_a_changed_setting_is_refused_and_named_at_the_first_stage_it_changes(recipe: Path, finished: RunFolder) -> None:
+    with pytest.raises(RecipeError, match=r"stage 'two'.*stage\.epochs.*--redo two") as error:
+        done(recipe, finished, "stages.two.epochs=3")
+    assert len(error.value.problems) == 1
+
+
+def test_redo_accepts_the_change_for_the_stages_that_are_made_again(recipe: Path, finished: RunFolder) -> None:
+    assert done(recipe, finished, "stages.two.epochs=3", redo="two") == [True, False, False]
+
+
+def test_redo_of_a_later_stage_is_refused_while_an_earlier_one_does_not_fit(recipe: Path, finished: RunFolder) -> None:
+    with pytest.raises(RecipeError, match="--redo one"):
+        done(recipe, finished, "stages.one.epochs=3", redo="three")
+
+
+def test_changed_rows_of_a_file_are_a_change(recipe: Path, finished: RunFolder) -> None:
+    (recipe.parent / "rows.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')
+    with pytest.raises(RecipeError, match=r"files\.rows\.jsonl"):
+        done(recipe, finished)
+
+
+def test_a_made_model_depends_on_the_template_its_corpus_is_written_with() -> None:
+    rows = [{"prompt": "Calculate 3 + 4", "expression": "3 + 4"}]
+    made = MadeModel(make="tiny_qwen2", problems="sums")
+    assert tiny_folder(made, rows, Tags(), str.upper) != tiny_folder(made, rows, Tags(), str.lower)
+    assert tiny_folder(made, rows, Tags(), str.upper) == tiny_folder(made, rows, Tags(), str.upper)
