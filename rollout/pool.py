@@ -75,7 +75,9 @@ class RolloutPool:
         """
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + sampling.max_tokens
         if longest > self.settings.max_tokens:
-            raise EngineError(f"a prompt and its completion may reach {longest} tokens, but the engine was built for {self.settings.max_tokens}")
+            raise EngineError(
+                f"a prompt and its completion may reach {longest} tokens, but the engine was built for {self.settings.max_tokens}"
+            )
         num_workers = len(self._workers)
         shares: list[list[Request]] = [[] for _ in range(num_workers)]
         seen: Counter[str] = Counter()

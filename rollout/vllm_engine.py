@@ -41,6 +41,7 @@ class VllmEngine:
 
     def load_model(self, folder: Path, version: int) -> None:
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         self.close()
         self._llm = LLM(
@@ -51,6 +52,8 @@ class VllmEngine:
             # A seeded request whose prompt is prefilled in pieces fails on CPU, so every prompt must fit one batch.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(8192, self.settings.max_tokens),
+            # A prompt is shared by its samples in whole blocks; of vLLM's 128 tokens on CPU, a short prompt would fill none.
+            block_size=32 if current_platform.is_cpu() else None,
             logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
             enforce_eager=True,
             distributed_executor_backend="uni",

@@ -33,7 +33,7 @@ OLDEST_PYTHON = (3, 11)
 NEVER_IMPORTED = r"/site-packages/(.+/)?({})".format(
     "|".join(
         (
-            r"(tests?|benchmarks|pip|mypyc?|trl|fontTools|pygments/lexers|plotly/graph_objs)/.",
+            r"(tests?|benchmarks|pip|mypyc?|trl|fontTools|pygments/lexers)/.",
             r"ray/(data|serve|train|tune|rllib|llm|dashboard)/.",
             r"(torch/testing/_internal|sympy/physics|sympy/stats|openai/resources|transformers/pipelines)/.",
             r"transformers/models/(?!auto|qwen|llama|deepseek|gemma|mi[sx]tral|smollm|gpt2/|t5/|whisper/)[a-z]",

@@ -16,9 +16,11 @@ from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
 from grpo.config import Optimiser
 from grpo.errors import TrainingError
+from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.logprobs import completion_logprobs
-from grpo.policy.packing import Costs, PackedRows, pack
+from grpo.policy.packing import PackedPass, pack
+from grpo.policy.proof import check_layout
 from grpo.policy.schedule import learning_rate_at
 from rollout.weights import WeightUpdate, pack_weights
 
@@ -45,11 +47,11 @@ class PolicyTrainer:
             torch.set_num_threads(spec.num_threads)
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
         self.model: PreTrainedModel = model.to(self.device).eval()  # without dropout: the ratio compares one distribution with itself
+        check_layout(self.model)
         self.reference = self._frozen_copy() if spec.algorithm is not None and spec.algorithm.kl_coef > 0 else None
         self.optimiser = self._adamw(spec.optimiser)
-        self._costs = _costs_of(self.model)
         self.num_updates = 0
         self._skipped_in_a_row = 0
 
@@ -73,8 +75,10 @@ class PolicyTrainer:
     def with_old_logprobs(self, batch: Batch, max_logprob_gap: float = math.inf) -> Batch:
         """The batch with the current policy's log-probabilities as its old ones, fixed for all updates made from the rollout.
 
-        Raises TrainingError where they differ from the engine's by more than ``max_logprob_gap``.
+        Samples that contribute nothing to an update stay without. Raises TrainingError where they differ from the engine's by more than
+        ``max_logprob_gap``.
         """
+        batch = self._contributing(batch)
         old_BT = self.logprobs(batch)
         self._checked_gap(batch, old_BT, max_logprob_gap)
         return replace(batch, old_logprobs=old_BT)
@@ -97,15 +101,16 @@ class PolicyTrainer:
 
         Where ``batch.old_logprobs`` is NaN, the current log-probabilities stand in for them, which is exact for the first update made from
         a rollout; the engine's are then compared with them, and TrainingError is raised, before any weight has changed, where the mean
-        absolute difference by token exceeds ``max_logprob_gap``.
+        absolute difference by token exceeds ``max_logprob_gap``. Metrics are of the samples that contribute to the gradient.
         """
         algorithm = self.spec.algorithm
         assert algorithm is not None, "a supervised trainer has no policy objective"
+        batch = self._contributing(batch)
         old_missing = bool(np.isnan(batch.old_logprobs[batch.loss_mask]).any())
         sums = dict.fromkeys(("loss", "kl", "entropy", "clipped"), 0.0)
         now_BT = np.full(batch.tokens.shape, np.nan, dtype=np.float32)
         for rows in self._passes(batch):
-            logprobs_N, entropy_N = completion_logprobs(self.model, rows, self.spec.temperature, with_entropy=True)
+            logprobs_N, entropy_N = completion_logprobs(self.model, rows, self.spec.temperature)
             detached_N = logprobs_N.detach()
             old_N = detached_N if old_missing else self._at(rows, batch.old_logprobs)
             advantages_N = torch.from_numpy(batch.advantages[rows.sample]).to(self.device)
@@ -119,7 +124,7 @@ class PolicyTrainer:
             loss = (loss_N * self._at(rows, batch.weights)).sum()
             loss.backward()
             sums["loss"] += loss.item()
-            sums["entropy"] += entropy_N.sum().item() if entropy_N is not None else 0.0
+            sums["entropy"] += entropy_N.sum().item()
             sums["clipped"] += is_clipped(detached_N, old_N, advantages_N, algorithm.clip_low, algorithm.clip_high).sum().item()
             now_BT[rows.sample, rows.column] = detached_N.cpu().numpy()
         metrics = {
@@ -159,10 +164,21 @@ class PolicyTrainer:
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
-    def _passes(self, batch: Batch) -> list[PackedRows]:
-        return pack(batch, self.spec.optimiser.tokens_per_device, self._costs)
+    def _contributing(self, batch: Batch) -> Batch:
+        """Without the samples whose terms are 0, weights unchanged: where nothing holds the policy to its reference, those without advantage.
 
-    def _at(self, rows: PackedRows, array_BT: np.ndarray) -> Tensor:
+        One group stays in any case, so that the engine's log-probabilities are compared with the trainer's in every update.
+        """
+        algorithm = self.spec.algorithm
+        if algorithm is None or algorithm.kl_coef > 0:
+            return batch
+        contributes = batch.advantages != 0
+        return batch.take(contributes if contributes.any() else batch.group == batch.group[0])
+
+    def _passes(self, batch: Batch) -> list[PackedPass]:
+        return pack(batch, self.spec.optimiser.tokens_per_device)
+
+    def _at(self, rows: PackedPass, array_BT: np.ndarray) -> Tensor:
         return torch.from_numpy(array_BT[rows.sample, rows.column]).to(self.device)
 
     def _checked_gap(self, batch: Batch, now_BT: np.ndarray, bound: float) -> float:
@@ -205,13 +221,6 @@ class PolicyTrainer:
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True)
-
-
-def _costs_of(model: PreTrainedModel) -> Costs:
-    """Floating-point operations of a forward pass. Masked attention reaches about a sixth of the matrix products' rate, so its count sixfold."""
-    config = model.config.get_text_config()
-    in_layers = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    return Costs(per_token=2.0 * in_layers, per_pair=6 * 4.0 * config.num_hidden_layers * config.hidden_size)
 
 
 def _mean_abs_difference(sampled_BT: np.ndarray, computed_BT: np.ndarray) -> float:

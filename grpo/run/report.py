@@ -1,6 +1,6 @@
 """What does a person want to see of a run? One HTML file that works offline: numbers, curves, and what the policy wrote first and last.
 
-The charts are SVG of our own (grpo/run/charts.py), not plotly's, which would put 4.5 MB of script into every report.
+The charts are SVG of our own (grpo/run/charts.py); a chart library would put 4.5 MB of script into every report.
 """
 
 from __future__ import annotations

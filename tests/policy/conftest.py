@@ -14,6 +14,7 @@ import torch
 
 from grpo.algorithm import GRPO, Algorithm
 from grpo.config import Optimiser
+from grpo.policy.attention import ATTENTION, ordinary_attention
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 
 PlainLogprobs = Callable[..., torch.Tensor]
@@ -26,7 +27,8 @@ def plain_logprobs() -> PlainLogprobs:
 
     def logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
         tokens = torch.tensor([[*prompt, *completion]], device=model.device)
-        logprobs_LV = (model(tokens).logits[0].double() / temperature).log_softmax(dim=-1)
+        with ordinary_attention(model):
+            logprobs_LV = (model(tokens).logits[0].double() / temperature).log_softmax(dim=-1)
         return logprobs_LV[range(len(prompt) - 1, tokens.shape[1] - 1), completion]
 
     return logprobs
@@ -37,7 +39,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     """Each of the tiny models, in float64."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), attn_implementation="sdpa").double()
+    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), attn_implementation=ATTENTION).double()
 
 
 @pytest.fixture

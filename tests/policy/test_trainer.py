@@ -14,6 +14,7 @@ import torch
 
 from grpo.algorithm import GRPO, TABLE
 from grpo.errors import TrainingError
+from grpo.policy.attention import ordinary_attention
 from grpo.policy.batch import Batch, make_batch
 from grpo.policy.trainer import PolicyTrainer
 from rollout.weights import unpack_weights
@@ -73,7 +74,7 @@ def oracle_loss(logits: dict[str, list[list[list[float]]]], advantages: list[flo
 
 
 def completion_logits(model: Any) -> list[list[list[float]]]:
-    with torch.no_grad():
+    with torch.no_grad(), ordinary_attention(model):
         return [model(torch.tensor([[*p, *s]], device=model.device)).logits[0, len(p) - 1 : -1].tolist() for p, s in FLAT]
 
 
@@ -130,6 +131,37 @@ def test_micro_batching_changes_nothing(make_trainer: Callable[..., PolicyTraine
     assert metrics[0]["train/grad_norm"] > 0.1
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("updates_old_first", [False, True])
+def test_samples_without_advantage_are_not_computed_and_change_nothing(
+    make_trainer: Callable[..., PolicyTrainer], monkeypatch: pytest.MonkeyPatch, updates_old_first: bool
+) -> None:
+    # The second prompt's samples are all alike, and with no divergence in the loss their terms are 0 x ratio.
+    row, advantages = replace(GRPO, kl_coef=0.0), [*ADVANTAGES[:3], 0.0, 0.0, 0.0]
+    tokens: list[int] = []
+
+    def run() -> dict[str, torch.Tensor]:
+        trainer = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9))
+        passes = trainer._passes
+        monkeypatch.setattr(trainer, "_passes", lambda batch: [tokens.append(len(p.tokens)) or p for p in passes(batch)])
+        batch = batch_of_six(advantages)
+        return gradient_after(trainer, lambda: trainer.policy_update(trainer.with_old_logprobs(batch) if updates_old_first else batch))
+
+    found = run()
+    assert set(tokens) == {3 + 3 + 1 + 4}  # the first prompt and its three samples, whenever a pass is made
+    monkeypatch.setattr(PolicyTrainer, "_contributing", lambda self, batch: batch)
+    for name, gradient in run().items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gap_is_watched_even_where_no_sample_has_an_advantage(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer(replace(GRPO, kl_coef=0.0))
+    batch = batch_of_six([0.0] * 6)
+    wrong = replace(batch, sampled_logprobs=np.where(batch.loss_mask, -40.0, np.nan).astype(np.float32))
+    with pytest.raises(TrainingError, match="engine and trainer disagree"):
+        trainer.policy_update(wrong, max_logprob_gap=0.1)
+    assert weights_of(trainer).keys() and trainer.num_updates == 0
 
 
 def test_an_on_policy_update_is_a_policy_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
@@ -296,5 +328,5 @@ def test_a_saved_model_is_an_ordinary_folder(make_trainer: Callable[..., PolicyT
     for parameter in trainer.model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     tokens = AutoTokenizer.from_pretrained(tmp_path)("3 + 4", return_tensors="pt").input_ids.to(trainer.device)
-    with torch.no_grad():
+    with torch.no_grad(), ordinary_attention(trainer.model):
         torch.testing.assert_close(loaded(tokens).logits, trainer.model(tokens).logits)

@@ -1,0 +1,85 @@
+"""A model that would not obey the packed layout is refused before training; those that obey are let through, whatever their family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from grpo.errors import TrainingError
+from grpo.policy import attention
+from grpo.policy.attention import ATTENTION
+from grpo.policy.proof import check_layout
+from grpo.policy.trainer import PolicyTrainer
+
+SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+LATENT = dict(kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, n_group=1, topk_group=1)
+LAYERS = ["sliding_attention", "full_attention"]
+
+
+def make(family: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, family + "Config")(**{**SMALL, **settings})
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Llama", {}),
+        ("Mistral", {"sliding_window": 4}),  # shorter than the longest of the proof's sequences, which have 12 tokens
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "layer_types": LAYERS}),
+        ("Qwen3", {"head_dim": 16}),
+        ("Phi3", {"pad_token_id": 0}),
+        ("Gemma3Text", {"head_dim": 16, "sliding_window": 4, "layer_types": LAYERS}),
+        ("Qwen3Moe", EXPERTS),
+        ("DeepseekV3", {**LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4, "moe_intermediate_size": 16}),
+    ],
+)
+def test_families_that_take_their_attention_from_the_table_obey(family: str, settings: dict[str, Any]) -> None:
+    check_layout(make(family, **settings))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "why"),
+    [
+        ("Gemma2", {"head_dim": 16}, "Gemma2ForCausalLM has final_logit_softcapping = 30.0, which the trainer does not compute"),
+        ("Cohere", {"logit_scale": 0.0625}, "CohereForCausalLM has logit_scale = 0.0625, which the trainer does not compute"),
+        ("Gemma2", {"head_dim": 16, "final_logit_softcapping": None}, "attention has softcap = 50.0, which the trainer does not compute"),
+        ("Phi", {}, "PhiForCausalLM's output layer is not a plain linear layer without bias"),
+        ("Mamba", {"state_size": 4}, "MambaForCausalLM's attention cannot be replaced by the trainer's"),
+    ],
+)
+def test_what_the_trainer_would_compute_otherwise_is_refused(family: str, settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(TrainingError, match=why):
+        check_layout(make(family, **settings))
+
+
+def test_a_token_that_sees_its_siblings_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.float()
+    check_layout(model)
+
+    def flat_causal(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, scaling: float, **__: Any) -> Any:
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return out.transpose(1, 2), None
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, ATTENTION, flat_causal)
+    with pytest.raises(TrainingError, match="other log-probabilities on packed tokens than on one sequence a row: they differ by [0-9.]+"):
+        check_layout(model)
+    assert transformers.AttentionInterface._global_mapping[ATTENTION] is not attention.tree_attention
+
+
+def test_a_trainer_is_not_made_of_a_model_that_disobeys(
+    make_trainer: Callable[..., PolicyTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffled(*arguments: Any, **more: Any) -> Any:
+        return attention.tree_attention(*arguments, **more)[0].flip(1), None
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, ATTENTION, shuffled)
+    with pytest.raises(TrainingError, match="other log-probabilities on packed tokens"):
+        make_trainer()
