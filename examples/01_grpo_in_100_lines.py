@@ -77,7 +77,7 @@ def main() -> float:
         new_BT = logprobs(policy, prompts_B, completions_BT)
         with torch.no_grad():
             reference_BT = logprobs(reference, prompts_B, completions_BT)
-        surrogate_BT = clipped_surrogate(new_BT, new_BT.detach(), advantages_B[:, None], CLIP, CLIP)
+        surrogate_BT = clipped_surrogate(new_BT - new_BT.detach(), advantages_B[:, None], CLIP, CLIP)
         weights_BT = token_weights(mask_BT, "sequence_mean", max_tokens=MAX_TOKENS).float()
         loss = ((surrogate_BT + KL_COEF * k3(new_BT, reference_BT)) * weights_BT).sum()
         optimiser.zero_grad()

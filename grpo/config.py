@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from grpo.algorithm.names import NAMES
+from grpo.algorithm.table import TABLE
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -133,6 +136,16 @@ class StageBase(Strict):
     seed: int | None = Field(None, description="the recipe's seed by default")
 
 
+class Lora(Strict):
+    """Train low-rank adapters instead of all weights; the weights below them are the reference, at no cost."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = Field(32.0, description="an adapter's product is scaled with alpha / rank")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of linear layers, such as q_proj; never the output layer"
+    )
+
+
 class Optimiser(Strict):
     """Keys of every stage that trains."""
 
@@ -145,6 +158,10 @@ class Optimiser(Strict):
     adam_beta2: Fraction = 0.95
     max_grad_norm: PositiveFloat = 1.0
     tokens_per_device: PositiveInt = Field(8192, description="tokens in one forward pass")
+    lora: Lora | None = None
+    gradient_checkpointing: bool = Field(
+        False, description="keep each layer's input only and compute the rest again: less memory, more time"
+    )
 
 
 class SupervisedKeys(Optimiser):
@@ -178,11 +195,25 @@ class RlStage(StageBase, Optimiser):
     top_k: Annotated[int, Field(ge=0)] = 0
     stop: list[str] = Field(default_factory=list)
     kl_coef: NonNegativeFloat | None = Field(None, description="the algorithm's own by default")
+    kl_in: Literal["loss", "reward"] | None = None
     clip_low: PositiveFloat | None = None
     clip_high: PositiveFloat | None = None
+    importance: Literal["token", "sequence", "none"] | None = Field(
+        None, description="correct for the engine's own rounding: truncated importance sampling"
+    )
+    importance_cap: PositiveFloat | None = None
+    mask_truncated: bool | None = Field(None, description="completions that reached max_completion_tokens teach nothing")
     refresh_reference_every: PositiveInt | None = Field(None, description="reference := policy every so many updates")
     eval_every: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, keys: Any) -> Any:
+        """An algorithm that names a paper's run brings that run's settings for whatever the recipe leaves open."""
+        if not isinstance(keys, dict) or keys.get("algorithm") not in NAMES:
+            return keys
+        return {**TABLE[keys["algorithm"]].published, **keys}
 
 
 class Keep(Strict):

@@ -112,6 +112,15 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
         text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than tokens_per_device {stage.tokens_per_device}: "
         remedy = f"the longest sample would not fit one forward pass; raise tokens_per_device to {tokens} or lower the others"
         yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "tokens_per_device")
+    if stage.lora is not None and stage.refresh_reference_every is not None:
+        text = "with lora the reference is the weights below the adapters, which never change, so it cannot be refreshed"
+        yield _clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")
+    if stage.kl_in == "reward" and stage.kl_coef == 0:
+        text = "kl_in: reward takes kl_coef times the divergence from the reward, and kl_coef is 0"
+        yield _clash(at, f"{text}; write a kl_coef above 0 or delete kl_in", "kl_in", "kl_coef")
+    if stage.importance == "none" and stage.importance_cap is not None:
+        text = f"importance_cap {stage.importance_cap:g} cuts weights that importance: none does not make; delete one of them"
+        yield _clash(at, text, "importance_cap", "importance")
     if stage.clip_low is not None and stage.clip_low > 1:
         text = f"clip_low {stage.clip_low:g} puts the lower bound of the ratio at {1 - stage.clip_low:g}, where no ratio can be"
         yield _clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")

@@ -37,6 +37,27 @@ def group_zscore(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     return (centred_PG / variance_P1.sqrt()).where(centred_PG != 0, 0.0)
 
 
+def leave_one_out(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
+    """Reward minus the mean of its siblings' rewards: A_ij = r_ij - mean_{k != j}(r_ik) = n / (n - 1) (r_ij - mean_k(r_ik)).
+
+    RLOO (Ahmadian et al., arXiv:2402.14740, eq. 7): a baseline that does not depend on the sample itself keeps the estimate unbiased.
+    Arguments and result have shape [P, G].
+    """
+    num_P1 = counts_PG.sum(dim=1, keepdim=True).double()
+    return group_centre(rewards_PG, counts_PG) * (num_P1 / (num_P1 - 1).clamp(min=1))
+
+
+def batch_normalised(advantages_PG: Tensor, counts_PG: Tensor) -> Tensor:
+    """Advantages divided by their standard deviation over the whole batch: REINFORCE++ (arXiv:2501.03262, eq. 9) and GDPO (arXiv:2601.05242).
+
+    Both papers also subtract the batch's mean. Advantages of whole groups have mean 0 already, so we don't: a group of equal rewards keeps
+    its exact zeros. The divisor is n - 1. Arguments and result have shape [P, G]; a batch without any advantage is left as it is.
+    """
+    advantages_PG = advantages_PG.where(counts_PG, 0.0)
+    variance = advantages_PG.square().sum() / (counts_PG.sum() - 1).clamp(min=1)
+    return advantages_PG / variance.sqrt().where(variance > 0, 1.0)
+
+
 def _all_equal(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     """[P, 1]: True for groups in which every counted reward is the same (groups of none or one included).
 

@@ -35,17 +35,36 @@ def token_weights(loss_mask_BT: Tensor, how: Aggregate, *, max_tokens: int) -> T
             return mask_BT / (num_samples * max_tokens)
 
 
-def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Negative clipped objective of each token: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old logprob).
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Negative clipped objective of each token: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(log_ratio).
 
-    PPO (arXiv:1707.06347, eq. 7) with GRPO's advantages. Elementwise; the advantage of a sample is repeated over its tokens.
+    PPO (arXiv:1707.06347, eq. 7) with GRPO's advantages; clip_high above clip_low is DAPO's clip-higher (arXiv:2503.14476, eq. 10).
+    Elementwise; the advantage of a sample is repeated over its tokens.
     """
-    ratio = (logprobs - old_logprobs).exp()
+    ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -(ratio * advantages).minimum(clipped * advantages)
 
 
-def is_clipped(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """True where clipping cuts the gradient: the ratio has left the trust region in the direction that its advantage pushes."""
-    ratio = (logprobs - old_logprobs).exp()
+def dual_clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, bound: float = 3.0) -> Tensor:
+    """The clipped objective, for negative advantages at least ``bound`` A: a token that has become much likelier cannot dominate the batch.
+
+    Dual-clip PPO (Ye et al., arXiv:1912.09729, eq. 5), with its bound of 3. Elementwise.
+    """
+    loss = clipped_surrogate(log_ratio, advantages, clip_low, clip_high)
+    return loss.where(advantages >= 0, loss.minimum(-bound * advantages))
+
+
+def clipped_weight_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """-sg(clip(r, 1 - clip_low, 1 + clip_high)) A log r: the weight is clipped, not the gradient, so no token falls silent.
+
+    CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4), which has log pi in place of log r: the same gradient. Elementwise.
+    """
+    weight = log_ratio.detach().exp().clamp(1 - clip_low, 1 + clip_high)
+    return -weight * advantages * log_ratio
+
+
+def is_clipped(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """True where the ratio has left the trust region in the direction that its advantage pushes."""
+    ratio = log_ratio.exp()
     return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))

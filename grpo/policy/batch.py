@@ -21,10 +21,10 @@ class Batch:
     lengths           [B]    int64    prompt and completion together
     group             [B]    int64    sequences with equal numbers have the same prompt tokens
     loss_mask         [B, T] bool     completion tokens that the policy wrote
-    weights           [B, T] float32  token_weights of the whole optimiser batch, so that any split of it adds up
-    advantages        [B]    float32  (zeros for supervised batches)
-    sampled_logprobs  [B, T] float32  the engine's, NaN where there are none
-    old_logprobs      [B, T] float32  the trainer's before the first update, NaN where not computed: then the current ones stand in
+    weights           [B, T] float64  token_weights of the whole optimiser batch, so that any split of it adds up
+    advantages        [B]    float64  (zeros for supervised batches)
+    sampled_logprobs  [B, T] float64  the engine's, NaN where there are none
+    old_logprobs      [B, T] float64  the trainer's before the first update, NaN where not computed: then the current ones stand in
     """
 
     tokens: np.ndarray
@@ -51,7 +51,11 @@ class Batch:
         from grpo.algorithm.losses import token_weights
 
         weights = token_weights(torch.from_numpy(self.loss_mask), how, max_tokens=max_tokens)  # type: ignore[arg-type]
-        return replace(self, weights=weights.numpy().astype(np.float32))
+        return replace(self, weights=weights.numpy())
+
+    def without_tokens_of(self, samples_B: np.ndarray) -> Batch:
+        """The batch in which no token of these samples (a mask) counts."""
+        return replace(self, loss_mask=self.loss_mask & ~samples_B[:, None])
 
 
 def make_batch(
@@ -71,7 +75,7 @@ def make_batch(
     shape = (num, int(lengths.max(initial=1)))
     tokens = np.zeros(shape, dtype=np.int64)
     loss_mask = np.zeros(shape, dtype=bool)
-    sampled = np.full(shape, np.nan, dtype=np.float32)
+    sampled = np.full(shape, np.nan)
     for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         start, end = prompt_lengths[b], lengths[b]
         tokens[b, :start] = prompt
@@ -79,17 +83,16 @@ def make_batch(
         loss_mask[b, start:end] = True if trainable is None else trainable[b]
         if sampled_logprobs is not None:
             sampled[b, start:end] = sampled_logprobs[b]
-    nothing = np.full(shape, np.nan, dtype=np.float32)
     return Batch(
         tokens=tokens,
         prompt_lengths=prompt_lengths,
         lengths=lengths,
         group=np.arange(num) if group is None else np.asarray(group, dtype=np.int64),
         loss_mask=loss_mask,
-        weights=np.zeros(shape, dtype=np.float32),
-        advantages=np.zeros(num, dtype=np.float32) if advantages is None else np.asarray(advantages, dtype=np.float32),
+        weights=np.zeros(shape),
+        advantages=np.zeros(num) if advantages is None else np.asarray(advantages, dtype=np.float64),
         sampled_logprobs=sampled,
-        old_logprobs=nothing,
+        old_logprobs=np.full(shape, np.nan),
     )
 
 

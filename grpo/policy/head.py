@@ -76,6 +76,8 @@ class _TargetLogprobs(torch.autograd.Function):
                 grad.scatter_add_(-1, target_N[here, None], scale_N[here, None])
                 grad_logits[few] = grad
             torch.mm(grad_logits, weight_VH, out=grad_hidden_NH[rows])
+            if not ctx.needs_input_grad[1]:
+                continue
             part = grad_logits.T @ hidden_NH[rows]
             if grad_weight_VH is None:
                 grad_weight_VH = part if num == len(logits) else part.to(normaliser_N.dtype)

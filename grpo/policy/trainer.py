@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
+from grpo.algorithm.objective import Tokens, token_losses
 from grpo.config import Optimiser
 from grpo.errors import TrainingError
+from grpo.policy.adapters import add_adapters, merged_weights, save_merged
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.logprobs import completion_logprobs
@@ -49,8 +52,12 @@ class PolicyTrainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
         self.model: PreTrainedModel = model.to(self.device).eval()  # without dropout: the ratio compares one distribution with itself
+        self.adapted = add_adapters(self.model, spec.optimiser.lora) if spec.optimiser.lora else None
         check_layout(self.model)
-        self.reference = self._frozen_copy() if spec.algorithm is not None and spec.algorithm.kl_coef > 0 else None
+        if spec.optimiser.gradient_checkpointing:
+            _checkpoint_layers(self.model)
+        self._needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
+        self.reference = self._frozen_copy() if self._needs_reference and self.adapted is None else None
         self.optimiser = self._adamw(spec.optimiser)
         self.num_updates = 0
         self._skipped_in_a_row = 0
@@ -59,18 +66,20 @@ class PolicyTrainer:
 
     def logprobs(self, batch: Batch, *, of_reference: bool = False) -> np.ndarray:
         """Log-probability of each completion token at the sampling temperature, [B, T], NaN elsewhere. No gradient."""
-        model = self.reference if of_reference else self.model
-        assert model is not None
-        logprobs_BT = np.full(batch.tokens.shape, np.nan, dtype=np.float32)
+        logprobs_BT = np.full(batch.tokens.shape, np.nan)
+        of = self._reference_logprobs if of_reference else self._logprobs
         with torch.no_grad():
-            for rows in self._passes(batch):
-                logprobs_N, _ = completion_logprobs(model, rows, self.spec.temperature)
-                logprobs_BT[rows.sample, rows.column] = logprobs_N.cpu().numpy()
+            for packed in self._passes(batch):
+                logprobs_BT[packed.sample, packed.column] = of(packed)[0].cpu().numpy()
         return logprobs_BT
+
+    def sequence_divergence(self, batch: Batch) -> np.ndarray:
+        """sum_t log pi(token_t) - log pi_ref(token_t) of each sample, [B]: k1 over whole samples."""
+        return np.nansum(self.logprobs(batch) - self.logprobs(batch, of_reference=True), axis=1)
 
     def logprob_gap(self, batch: Batch) -> float:
         """Mean absolute difference, by token, between the engine's log-probabilities and the trainer's."""
-        return _mean_abs_difference(batch.sampled_logprobs, self.logprobs(batch))
+        return _gap(batch, self.logprobs(batch))
 
     def with_old_logprobs(self, batch: Batch, max_logprob_gap: float = math.inf) -> Batch:
         """The batch with the current policy's log-probabilities as its old ones, fixed for all updates made from the rollout.
@@ -88,16 +97,16 @@ class PolicyTrainer:
     def supervised_update(self, batch: Batch) -> dict[str, float]:
         """One step on -sum_t weight_t log pi(token_t): cross-entropy over completion tokens. Returns metrics."""
         total_loss, num_tokens = 0.0, 0
-        for rows in self._passes(batch):
-            logprobs_N, _ = completion_logprobs(self.model, rows, temperature=1.0)
-            loss = -(logprobs_N * self._at(rows, batch.weights)).sum()
+        for packed in self._passes(batch):
+            logprobs_M, _ = completion_logprobs(self.model, packed, temperature=1.0)
+            loss = -(logprobs_M * self._at(packed, batch.weights, logprobs_M)).sum()
             loss.backward()
             total_loss += loss.item()
-            num_tokens += len(rows.target)
+            num_tokens += len(packed.target)
         return {"loss/total": total_loss, "train/tokens": num_tokens, **self._step()}
 
     def policy_update(self, batch: Batch, max_logprob_gap: float = math.inf) -> dict[str, float]:
-        """One step of  sum_it w_it ( surrogate(r_it, A_i) + kl_coef kl(pi, pi_ref)_it ).  Returns metrics.
+        """One step on sum_it weights_it token_losses_it (grpo.algorithm.objective). Returns metrics.
 
         Where ``batch.old_logprobs`` is NaN, the current log-probabilities stand in for them, which is exact for the first update made from
         a rollout; the engine's are then compared with them, and TrainingError is raised, before any weight has changed, where the mean
@@ -105,43 +114,48 @@ class PolicyTrainer:
         """
         algorithm = self.spec.algorithm
         assert algorithm is not None, "a supervised trainer has no policy objective"
+        if not batch.loss_mask.any():
+            self.num_updates += 1  # skipped, but its place in the schedule is taken
+            return {"train/empty_updates": 1.0, "train/skipped_updates": 1.0}
         batch = self._contributing(batch)
         old_missing = bool(np.isnan(batch.old_logprobs[batch.loss_mask]).any())
-        sums = dict.fromkeys(("loss", "kl", "entropy", "clipped"), 0.0)
-        now_BT = np.full(batch.tokens.shape, np.nan, dtype=np.float32)
-        for rows in self._passes(batch):
-            logprobs_N, entropy_N = completion_logprobs(self.model, rows, self.spec.temperature)
-            detached_N = logprobs_N.detach()
-            old_N = detached_N if old_missing else self._at(rows, batch.old_logprobs)
-            advantages_N = torch.from_numpy(batch.advantages[rows.sample]).to(self.device)
-            loss_N = algorithm.surrogate(logprobs_N, old_N, advantages_N, algorithm.clip_low, algorithm.clip_high)
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference_N, _ = completion_logprobs(self.reference, rows, self.spec.temperature)
-                kl_N = algorithm.kl(logprobs_N, reference_N)
-                loss_N = loss_N + algorithm.kl_coef * kl_N
-                sums["kl"] += kl_N.sum().item()
-            loss = (loss_N * self._at(rows, batch.weights)).sum()
-            loss.backward()
+        sums: defaultdict[str, float] = defaultdict(float)
+        largest_importance = 0.0
+        now_BT = np.full(batch.tokens.shape, np.nan)
+        for packed in self._passes(batch):
+            logprobs_M, entropy_M = self._logprobs(packed)
+            tokens = self._tokens(batch, packed, logprobs_M.detach().requires_grad_(), old_missing)
+            found = token_losses(algorithm, tokens)
+            loss = (found.loss * self._at(packed, batch.weights, logprobs_M)).sum()
+            (grad_M,) = torch.autograd.grad(loss, tokens.logprobs)
+            known_M = logprobs_M.detach().isfinite()
+            logprobs_M.backward(grad_M.where(known_M, 0.0))
             sums["loss"] += loss.item()
-            sums["entropy"] += entropy_N.sum().item()
-            sums["clipped"] += is_clipped(detached_N, old_N, advantages_N, algorithm.clip_low, algorithm.clip_high).sum().item()
-            now_BT[rows.sample, rows.column] = detached_N.cpu().numpy()
-        metrics = {
+            sums["entropy"] += entropy_M.sum().item()
+            sums["kl"] += found.kl.sum().item() if found.kl is not None else 0.0
+            sums["clipped"] += is_clipped(found.log_ratio, tokens.advantages, algorithm.clip_low, algorithm.clip_high).sum().item()
+            sums["importance"] += found.importance.sum().item()
+            sums["capped"] += (found.importance > algorithm.importance_cap).sum().item()
+            sums["nonfinite"] += (~known_M).sum().item()
+            largest_importance = max(largest_importance, found.importance.max().item() if len(known_M) else 0.0)
+            now_BT[packed.sample, packed.column] = logprobs_M.detach().cpu().numpy()
+        num_tokens = max(1, int(batch.loss_mask.sum()))
+        gap = self._checked_gap(batch, now_BT, max_logprob_gap) if old_missing else _gap(batch, batch.old_logprobs)
+        return {
             "loss/total": sums["loss"],
-            "loss/kl": sums["kl"] / max(1, batch.loss_mask.sum()),
-            "loss/clipped_frac": sums["clipped"] / max(1, batch.loss_mask.sum()),
-            "policy/entropy": sums["entropy"] / max(1, batch.loss_mask.sum()),
+            "loss/kl": sums["kl"] / num_tokens,
+            "loss/clipped_frac": sums["clipped"] / num_tokens,
+            "policy/entropy": sums["entropy"] / num_tokens,
+            "rollout/logprob_gap": gap,
+            "rollout/importance_mean": sums["importance"] / num_tokens,
+            "rollout/importance_max": largest_importance,
+            "rollout/importance_capped_frac": sums["capped"] / num_tokens,
+            "train/nonfinite_logprobs": sums["nonfinite"],
+            **self._step(),
         }
-        metrics["rollout/logprob_gap"] = (
-            self._checked_gap(batch, now_BT, max_logprob_gap)
-            if old_missing
-            else _mean_abs_difference(batch.sampled_logprobs, batch.old_logprobs)
-        )
-        return {**metrics, **self._step()}
 
     def refresh_reference(self) -> None:
-        """Reference := policy."""
+        """Reference := policy. With adapters the reference is the weights below them and stays."""
         if self.reference is not None:
             self.reference = self._frozen_copy()
 
@@ -151,7 +165,7 @@ class PolicyTrainer:
         """All weights under their checkpoint names, in the engine's dtype, with a manifest of what was sent."""
         named: dict[str, Tensor] = {}
         seen: set[int] = set()
-        for name, parameter in self.model.state_dict(keep_vars=True).items():
+        for name, parameter in merged_weights(self.model).items():
             if parameter.data_ptr() not in seen:
                 seen.add(parameter.data_ptr())
                 named[name] = parameter.detach()
@@ -159,7 +173,10 @@ class PolicyTrainer:
 
     def save(self, folder: Path) -> None:
         """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer."""
-        copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
+        if self.adapted is not None:
+            save_merged(self.adapted, folder)
+        else:
+            copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
         AutoTokenizer.from_pretrained(self.spec.model).save_pretrained(folder)
 
     # ---------------------------------------------------------------------------------------------------------------- inside
@@ -170,7 +187,7 @@ class PolicyTrainer:
         One group stays in any case, so that the engine's log-probabilities are compared with the trainer's in every update.
         """
         algorithm = self.spec.algorithm
-        if algorithm is None or algorithm.kl_coef > 0:
+        if algorithm is None or algorithm.has_kl_in_loss:
             return batch
         contributes = batch.advantages != 0
         return batch.take(contributes if contributes.any() else batch.group == batch.group[0])
@@ -178,11 +195,36 @@ class PolicyTrainer:
     def _passes(self, batch: Batch) -> list[PackedPass]:
         return pack(batch, self.spec.optimiser.tokens_per_device)
 
-    def _at(self, rows: PackedPass, array_BT: np.ndarray) -> Tensor:
-        return torch.from_numpy(array_BT[rows.sample, rows.column]).to(self.device)
+    def _logprobs(self, packed: PackedPass) -> tuple[Tensor, Tensor]:
+        return completion_logprobs(self.model, packed, self.spec.temperature)
+
+    def _reference_logprobs(self, packed: PackedPass) -> tuple[Tensor, Tensor]:
+        """Of the frozen copy, or of the weights below the adapters."""
+        if self.adapted is not None:
+            with self.adapted.disable_adapter():
+                return self._logprobs(packed)
+        assert self.reference is not None, "this algorithm has no reference"
+        return completion_logprobs(self.reference, packed, self.spec.temperature)
+
+    def _tokens(self, batch: Batch, packed: PackedPass, logprobs_M: Tensor, old_missing: bool) -> Tokens:
+        reference_M = None
+        if self.spec.algorithm is not None and self.spec.algorithm.has_kl_in_loss:
+            with torch.no_grad():
+                reference_M, _ = self._reference_logprobs(packed)
+        return Tokens(
+            logprobs=logprobs_M,
+            old_logprobs=logprobs_M.detach() if old_missing else self._at(packed, batch.old_logprobs, logprobs_M),
+            sampled_logprobs=self._at(packed, batch.sampled_logprobs, logprobs_M),
+            reference_logprobs=reference_M,
+            advantages=torch.from_numpy(batch.advantages[packed.sample]).to(logprobs_M),
+            sequence=torch.from_numpy(np.unique(packed.sample, return_inverse=True)[1]).to(self.device),
+        )
+
+    def _at(self, packed: PackedPass, array_BT: np.ndarray, like: Tensor) -> Tensor:
+        return torch.from_numpy(array_BT[packed.sample, packed.column]).to(like)
 
     def _checked_gap(self, batch: Batch, now_BT: np.ndarray, bound: float) -> float:
-        gap = _mean_abs_difference(batch.sampled_logprobs, now_BT)
+        gap = _gap(batch, now_BT)
         if math.isfinite(bound) and not gap <= bound:
             self.optimiser.zero_grad(set_to_none=True)
             raise TrainingError(
@@ -210,6 +252,7 @@ class PolicyTrainer:
         return {
             "train/grad_norm": grad_norm,
             "train/learning_rate": learning_rate,
+            "train/empty_updates": 0.0,
             "train/skipped_updates": float(self._skipped_in_a_row > 0),
         }
 
@@ -217,13 +260,25 @@ class PolicyTrainer:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def _adamw(self, settings: Optimiser) -> torch.optim.AdamW:
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True)
 
 
-def _mean_abs_difference(sampled_BT: np.ndarray, computed_BT: np.ndarray) -> float:
-    difference = np.abs(sampled_BT.astype(np.float64) - computed_BT)
-    known = ~np.isnan(difference)
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """transformers checkpoints layers in training mode only, in which dropout must then be absent rather than switched off."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _gap(batch: Batch, computed_BT: np.ndarray) -> float:
+    """Mean absolute difference by token between the engine's log-probabilities and ``computed_BT``, where both are known."""
+    difference = np.abs(batch.sampled_logprobs - computed_BT)[batch.loss_mask]
+    known = np.isfinite(difference)
     return float(difference[known].mean()) if known.any() else float("nan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from grpo.algorithm import Algorithm, load_algorithm
+from grpo.algorithm.advantages import batch_normalised
 from grpo.config import RlStage
 from grpo.data.order import indices_of_step
 from grpo.errors import TrainingError
@@ -32,6 +33,7 @@ from rollout.types import Prompt, Sampling
 
 MIN_GAP_BOUND = 0.01
 GAP_BOUND_FACTOR = 3.0
+ALGORITHM_KEYS = ("kl_coef", "kl_in", "clip_low", "clip_high", "importance", "importance_cap", "mask_truncated")
 PROBE_PROMPTS, PROBE_SAMPLES = 16, 2
 
 
@@ -39,6 +41,8 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     """Train the policy for ``stage.steps`` steps; a step is one rollout and all the updates made from it."""
     algorithm = algorithm_of(stage, work.base)
     start = work.checkpoint(stage.from_)
+    for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
+        work.progress.say(f"  {stage.algorithm}: {deviation}")
     before = evaluation.measure_checkpoint(work, start)
     spec = TrainerSpec(start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads)
     with (
@@ -50,7 +54,7 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
         prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens)
         if prompts.num_too_long:
             work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
-        loop = _Loop(stage, work, algorithm, start, trainer, work.pool(start), rewards, prompts.prompts)
+        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts.prompts)
         loop.prove_sync()
         for step in range(stage.steps):
             metrics, rows = loop.step(step)
@@ -67,8 +71,20 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
 
 def algorithm_of(stage: RlStage, base: Path) -> Algorithm:
     """The named row, with what the recipe sets differently."""
-    changes = {key: getattr(stage, key) for key in ("kl_coef", "clip_low", "clip_high") if getattr(stage, key) is not None}
+    changes = {key: getattr(stage, key) for key in ALGORITHM_KEYS if getattr(stage, key) is not None}
+    if changes.get("importance") == "none":
+        changes["importance"] = None
     return replace(load_algorithm(stage.algorithm, base), **changes)
+
+
+def deviations(stage: RlStage, named: Algorithm) -> list[str]:
+    """How a stage's settings differ from those of the row it names, one sentence each."""
+    used = {key: getattr(stage, key) for key in (*named.published, *ALGORITHM_KEYS)}
+    stated = {**{key: getattr(named, key) for key in ALGORITHM_KEYS}, **named.published}
+    found = [f"{key} is {value} instead of {stated[key]}" for key, value in used.items() if value is not None and value != stated[key]]
+    if named.published and stage.updates_per_rollout > 1:
+        found.append("minibatches shuffle whole groups instead of single samples, so that a prompt is computed once for all of its samples")
+    return found
 
 
 class _Loop:
@@ -78,6 +94,7 @@ class _Loop:
         self,
         stage: RlStage,
         work: Workplace,
+        folder: Path,
         algorithm: Algorithm,
         start: Checkpoint,
         trainer: RemoteTrainer,
@@ -85,7 +102,7 @@ class _Loop:
         rewards: RewardRuntime,
         prompts: Sequence[Prompt],
     ):
-        self.stage, self.work, self.algorithm, self.start = stage, work, algorithm, start
+        self.stage, self.work, self.folder, self.algorithm, self.start = stage, work, folder, algorithm, start
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
         self.seed = work.recipe.seed if stage.seed is None else stage.seed
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
@@ -108,9 +125,9 @@ class _Loop:
             )
         with clock("reward"):
             groups = score_groups(self.rewards, chosen, completions)
-        advantages_PG = group_advantages(self.algorithm, groups)
         with clock("update"):
-            updates = [self.trainer.policy_update(batch, self.max_logprob_gap) for batch in self.minibatches(groups, advantages_PG, step)]
+            advantages_PG = self.advantages(groups)
+            updates = [self.update(batch) for batch in self.minibatches(groups, advantages_PG, step)]
         with clock("sync"):
             version = self.pool.version + 1
             receipts = self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
@@ -141,9 +158,10 @@ class _Loop:
             members = order[part::parts]
             batch = batch_of_groups([groups[i] for i in members], advantages_PG[members].tolist())
             if len(batch):
-                batches.append(batch.with_weights(self.algorithm.aggregate, self.stage.max_completion_tokens))
+                masked = self.masked(batch, [groups[i] for i in members])
+                batches.append(masked.with_weights(self.algorithm.aggregate, self.stage.max_completion_tokens))
         if not batches:
-            raise TrainingError(f"step {step + 1}: no sample could be judged; see reward/* in metrics.jsonl")
+            raise TrainingError(f"step {step + 1}: no sample could be judged{self.first_reward_error()}")
         if parts > 1:
             batches = [self.trainer.with_old_logprobs(batch, self.max_logprob_gap) for batch in batches]
         for batch in batches:
@@ -151,6 +169,41 @@ class _Loop:
                 self.trainer.refresh_reference()
             yield batch
             self.num_updates += 1
+
+    def advantages(self, groups: Sequence[Group]) -> np.ndarray:
+        """[P, G]. A divergence that belongs to the reward is summed over each sample and taken from it first."""
+        penalty_PG = None
+        if self.algorithm.kl_coef > 0 and self.algorithm.kl_in == "reward":
+            batch = batch_of_groups(groups, np.zeros((len(groups), len(groups[0].samples))).tolist())
+            divergence_B = self.trainer.sequence_divergence(batch)
+            penalty_PG = np.zeros((len(groups), len(groups[0].samples)))
+            penalty_PG[_judged(groups)] = self.algorithm.kl_coef * divergence_B
+        return group_advantages(self.algorithm, groups, {name: spec.weight for name, spec in self.rewards.specs.items()}, penalty_PG)
+
+    def masked(self, batch: Batch, groups: Sequence[Group]) -> Batch:
+        """Without the tokens that the algorithm leaves out: of truncated completions, of groups without advantage."""
+        if self.algorithm.mask_truncated:
+            finishes = [s.completion.finish for group in groups for s in group.samples if s.reward is not None]
+            batch = batch.without_tokens_of(np.array([finish == "length" for finish in finishes]))
+        if self.algorithm.mask_equal_groups:
+            moved = np.unique(batch.group[batch.advantages != 0])
+            batch = batch.without_tokens_of(~np.isin(batch.group, moved))
+        return batch
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step. A batch whose gradient was not finite is kept beside the metrics, to be looked into."""
+        metrics = self.trainer.policy_update(batch, self.max_logprob_gap)
+        if metrics["train/skipped_updates"]:
+            why = "no token of its samples counts" if metrics["train/empty_updates"] else "its gradient is not finite"
+            self.work.progress.say(f"  update {self.num_updates + 1} skipped: {why}")
+            if not metrics["train/empty_updates"]:
+                folder = self.folder / "skipped"
+                folder.mkdir(exist_ok=True)
+                np.savez_compressed(folder / f"update-{self.num_updates + 1}.npz", **vars(batch))
+        return metrics
+
+    def first_reward_error(self) -> str:
+        return "".join(f"; {text}" for text in self.rewards.first_error.values())
 
     def prove_sync(self) -> None:
         """Before the first step: test in-place syncing, measure a fresh engine's gap, and set the bound that every step must keep.
@@ -192,12 +245,40 @@ class _Loop:
         return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
 
 
-def group_advantages(algorithm: Algorithm, groups: Sequence[Group]) -> np.ndarray:
-    """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold."""
-    rewards_PG = torch.tensor(
-        [[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups], dtype=torch.float64
-    )
-    return algorithm.advantage(rewards_PG.nan_to_num(0.0), ~rewards_PG.isnan()).numpy()
+def group_advantages(
+    algorithm: Algorithm, groups: Sequence[Group], weights: Mapping[str, float], penalty_PG: np.ndarray | None = None
+) -> np.ndarray:
+    """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold.
+
+    ``weights`` are the rewards' by name; ``penalty_PG`` is taken from the sum of a sample's rewards.
+    """
+    judged_PG = torch.from_numpy(_judged(groups))
+
+    def advantage(values: Sequence[Sequence[float | None]]) -> torch.Tensor:
+        values_PG = torch.tensor([[float("nan") if v is None else v for v in row] for row in values], dtype=torch.float64)
+        return algorithm.advantage(values_PG.nan_to_num(0.0), judged_PG & ~values_PG.isnan())
+
+    if algorithm.per_reward:
+        advantages_PG = sum(
+            (weight * advantage([[s.parts[name] for s in group.samples] for group in groups]) for name, weight in weights.items()),
+            torch.zeros(judged_PG.shape, dtype=torch.float64),
+        )
+        if penalty_PG is not None:
+            advantages_PG = advantages_PG + advantage((-penalty_PG).tolist())
+    else:
+        penalty = np.zeros(judged_PG.shape) if penalty_PG is None else penalty_PG
+        rewards = [
+            [None if s.reward is None else s.reward - taken for s, taken in zip(group.samples, row, strict=True)]
+            for group, row in zip(groups, penalty.tolist(), strict=True)
+        ]
+        advantages_PG = advantage(rewards)
+    if algorithm.batch_normalise:
+        advantages_PG = batch_normalised(advantages_PG, judged_PG)
+    return advantages_PG.numpy()
+
+
+def _judged(groups: Sequence[Group]) -> np.ndarray:
+    return np.array([[sample.reward is not None for sample in group.samples] for group in groups])
 
 
 def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]) -> Batch:

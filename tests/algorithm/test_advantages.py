@@ -9,9 +9,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grpo.algorithm.advantages import group_centre, group_zscore
+from grpo.algorithm.advantages import batch_normalised, group_centre, group_zscore, leave_one_out
 
-ADVANTAGES = [group_centre, group_zscore]
+ADVANTAGES = [group_centre, group_zscore, leave_one_out]
 
 
 def counted(rewards_PG: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,8 @@ def test_a_missing_reward_counts_for_nothing(advantage, stand_in: float) -> None
     # Whatever stands in its place, the others have the advantages of a group of three: 1, 0, 2 -> 0, -1, 1 (deviation 1).
     rewards = torch.tensor([[1.0, stand_in, 0.0, 2.0]])
     counts = torch.tensor([[True, False, True, True]])
-    assert advantage(rewards, counts).tolist() == [[0.0, 0.0, -1.0, 1.0]]
+    most = 1.5 if advantage is leave_one_out else 1.0  # 2 against the mean of 1 and 0
+    assert advantage(rewards, counts).tolist() == [[0.0, 0.0, -most, most]]
 
 
 @pytest.mark.parametrize("advantage", ADVANTAGES)
@@ -101,3 +102,26 @@ def test_equality_is_among_counted_rewards(advantage) -> None:
 def test_a_group_with_fewer_than_two_counted_rewards_has_zero_advantage(advantage, num_counted: int) -> None:
     counts = torch.arange(4)[None, :] < num_counted
     assert advantage(torch.tensor([[3.0, 1.0, 2.0, 5.0]]), counts).tolist() == [[0.0] * 4]
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
+    # 0 against (1 + 2 + 5) / 3, 1 against 7/3, 2 against 6/3, 5 against 3/3
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 5.0]])
+    assert leave_one_out(rewards, counted(rewards))[0].tolist() == pytest.approx([-8 / 3, -4 / 3, 0.0, 4.0], rel=1e-15)
+
+
+def test_batch_normalised_divides_by_the_deviation_over_all_groups() -> None:
+    # centred 1 -1, 3 -3 and an equal group: squares 2 + 18 = 20 over 6 - 1 samples, deviation 2; the equal group keeps its zeros
+    advantages = torch.tensor([[1.0, -1.0], [3.0, -3.0], [0.0, 0.0]])
+    assert batch_normalised(advantages, counted(advantages)).tolist() == [[0.5, -0.5], [1.5, -1.5], [0.0, 0.0]]
+
+
+def test_batch_normalised_leaves_a_batch_without_advantage_as_it_is() -> None:
+    advantages = torch.zeros(2, 3)
+    assert batch_normalised(advantages, counted(advantages)).tolist() == [[0.0] * 3] * 2
+
+
+def test_batch_normalised_ignores_samples_without_a_reward() -> None:
+    # 2 and -2 of two counted samples: deviation sqrt(8 / 1); what stands at the third does not matter
+    found = batch_normalised(torch.tensor([[2.0, -2.0, 99.0]]), torch.tensor([[True, True, False]]))
+    assert found[0].tolist() == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2), 0.0])

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algorithm import TABLE
-from grpo.algorithm.losses import Aggregate, clipped_surrogate, is_clipped, token_weights
+from grpo.algorithm.losses import (
+    Aggregate,
+    clipped_surrogate,
+    clipped_weight_surrogate,
+    dual_clipped_surrogate,
+    is_clipped,
+    token_weights,
+)
 
 MASK = torch.tensor(
     [
@@ -24,8 +31,8 @@ HOW: tuple[Aggregate, ...] = ("sequence_mean", "token_mean", "constant")
 
 
 def surrogate(ratio: float, advantage: float, low: float = 0.2, high: float = 0.2) -> float:
-    old = torch.tensor(-1.0, dtype=torch.float64)
-    return clipped_surrogate(old + math.log(ratio), old, torch.tensor(advantage, dtype=torch.float64), low, high).item()
+    log_ratio = torch.tensor(math.log(ratio), dtype=torch.float64)
+    return clipped_surrogate(log_ratio, torch.tensor(advantage, dtype=torch.float64), low, high).item()
 
 
 @pytest.mark.parametrize(
@@ -77,12 +84,11 @@ def test_the_two_clips_are_separate(ratio: float, expected: float) -> None:
     [(0.5, 1.0, False), (1.0, 1.0, False), (1.5, 1.0, True), (0.5, -1.0, True), (1.0, -1.0, False), (1.5, -1.0, False), (1.5, 0.0, False)],
 )
 def test_a_token_is_clipped_where_its_gradient_is_cut(ratio: float, advantage: float, cut: bool) -> None:
-    logprobs = torch.tensor([math.log(ratio)], requires_grad=True)
-    old, advantages = torch.zeros(1), torch.tensor([advantage])
-    assert is_clipped(logprobs, old, advantages, 0.2, 0.2).tolist() == [cut]
-    clipped_surrogate(logprobs, old, advantages, 0.2, 0.2).sum().backward()
-    # d(-r A) / d logprob = -r A where it is not cut
-    assert logprobs.grad.tolist() == pytest.approx([0.0 if cut else -ratio * advantage], rel=1e-6)
+    log_ratio, advantages = torch.tensor([math.log(ratio)], requires_grad=True), torch.tensor([advantage])
+    assert is_clipped(log_ratio, advantages, 0.2, 0.2).tolist() == [cut]
+    clipped_surrogate(log_ratio, advantages, 0.2, 0.2).sum().backward()
+    # d(-r A) / d log r = -r A where it is not cut
+    assert log_ratio.grad.tolist() == pytest.approx([0.0 if cut else -ratio * advantage], rel=1e-6)
 
 
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
@@ -90,7 +96,7 @@ def test_on_policy_gradient_of_a_token_is_minus_advantage_over_length(advantage:
     # One sample of 4 tokens, ratio exactly 1: the policy gradient, -A / |o|, with nothing left of the clip.
     logprobs = torch.tensor([[-0.1, -3.0, -1.0, -7.0]], dtype=torch.float64, requires_grad=True)
     weights = token_weights(torch.ones(1, 4, dtype=torch.bool), "sequence_mean", max_tokens=4)
-    (clipped_surrogate(logprobs, logprobs.detach(), torch.tensor([[advantage]]), 0.2, 0.2) * weights).sum().backward()
+    (clipped_surrogate(logprobs - logprobs.detach(), torch.tensor([[advantage]]), 0.2, 0.2) * weights).sum().backward()
     assert logprobs.grad.tolist() == [[-advantage / 4] * 4]
 
 
@@ -102,6 +108,29 @@ def test_on_policy_gradient_of_a_token_is_minus_advantage_over_length(advantage:
 def test_dapo_with_equal_clips_is_grpos_surrogate(log_ratio: float, advantage: float, clip: float) -> None:
     ratio = math.exp(log_ratio)
     grpo = -min(ratio * advantage, max(1 - clip, min(1 + clip, ratio)) * advantage)
-    old = torch.zeros((), dtype=torch.float64)
-    dapo = TABLE["dapo"].surrogate(old + log_ratio, old, torch.tensor(advantage, dtype=torch.float64), clip, clip)
+    dapo = TABLE["dapo"].surrogate(torch.tensor(log_ratio, dtype=torch.float64), torch.tensor(advantage, dtype=torch.float64), clip, clip)
     assert dapo.item() == pytest.approx(grpo, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "slope"),
+    [
+        (2.0, -1.0, 2.0, 2.0),  # pushed back in full: d(r) / d log r = r
+        (4.0, -1.0, 3.0, 0.0),  # 4 would be beyond the bound of 3
+        (4.0, 1.0, -1.2, 0.0),  # a positive advantage has the ordinary clip
+        (0.5, -1.0, 0.8, 0.0),
+    ],
+)
+def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely(ratio: float, advantage: float, expected: float, slope: float) -> None:
+    log_ratio = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    loss = dual_clipped_surrogate(log_ratio, torch.tensor([advantage], dtype=torch.float64), 0.2, 0.2)
+    loss.sum().backward()
+    assert (loss.item(), log_ratio.grad.item()) == pytest.approx((expected, slope), rel=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), [(0.5, 0.5), (1.0, 1.0), (4.0, 4.0), (9.0, 5.0)])
+def test_cispo_clips_the_weight_and_keeps_the_gradient(ratio: float, weight: float) -> None:
+    # the gradient of log pi, times the ratio up to 1 + 4, times the advantage
+    log_ratio = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    clipped_weight_surrogate(log_ratio, torch.tensor([-2.0], dtype=torch.float64), 1.0, 4.0).sum().backward()
+    assert log_ratio.grad.item() == pytest.approx(2.0 * weight, rel=1e-12)

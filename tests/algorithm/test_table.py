@@ -60,8 +60,8 @@ def test_a_users_row_is_found_beside_the_recipe(folder: Path, ref: str) -> None:
 @pytest.mark.parametrize(
     ("ref", "said"),
     [
-        ("gpro", "did you mean 'grpo'?"),
-        ("zzz", "known are grpo, dr_grpo, dapo; or write ./file.py:NAME"),
+        ("drgrpo", "did you mean 'dr_grpo'?"),
+        ("zzz", "or write ./file.py:NAME"),
         ("./mine.py", "known are grpo, dr_grpo, dapo"),
         ("./other.py:MINE", "there is no file"),
         ("./mine.py:THEIRS", "found nothing of that name; write THEIRS = replace(GRPO, ...)"),
@@ -73,3 +73,33 @@ def test_a_name_that_leads_nowhere_is_refused_with_what_to_write(folder: Path, r
     with pytest.raises(ValueError, match="algorithm") as raised:
         load_algorithm(ref, folder)
     assert said in str(raised.value) and repr(ref) in str(raised.value)
+
+
+R1 = dict(learning_rate=3e-6, prompts_per_step=512, samples_per_prompt=16, updates_per_rollout=16, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kl_coef", "clip", "published"),
+    [
+        # of 8,192 outputs 16 updates of 512; DeepSeekMath: a batch of 1,024 outputs, 64 to a question
+        ("r1_zero", 0.001, 0.2, {**R1, "max_completion_tokens": 32768, "refresh_reference_every": 400}),
+        ("r1_stage1", 0.001, 10.0, {**R1, "max_completion_tokens": 32768, "refresh_reference_every": 400}),
+        ("r1_stage2", 0.001, 10.0, {**R1, "temperature": 0.7, "max_completion_tokens": 32768, "refresh_reference_every": 400}),
+        (
+            "deepseekmath",
+            0.04,
+            0.2,
+            dict(learning_rate=1e-6, prompts_per_step=16, samples_per_prompt=64, updates_per_rollout=1, temperature=1.0)
+            | {"max_completion_tokens": 1024},
+        ),
+    ],
+)
+def test_presets_have_the_papers_numbers(name: str, kl_coef: float, clip: float, published: dict[str, float]) -> None:
+    row = TABLE[name]
+    assert (row.kl_coef, row.clip_low, row.clip_high, dict(row.published)) == (kl_coef, clip, clip, published)
+    assert published["prompts_per_step"] * published["samples_per_prompt"] in (8192, 1024)
+
+
+def test_the_documentation_names_every_row() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert [name for name in TABLE if f"| {name} |" not in text and f"`{name}`" not in text] == []

@@ -108,3 +108,48 @@ def test_several_updates_a_rollout_and_two_workers(grpo: Grpo, small_rl: Path, t
     result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(rows_of(tmp_path / "run" / "01-reason" / "samples.jsonl")) == 16
+
+
+@pytest.mark.slow
+def test_a_divergence_in_the_reward_is_taken_from_it_before_groups_are_compared(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    # In the second step the policy has left its reference (rate 1e-3), so advantages are no longer those of the rewards alone.
+    changes = ["stages.reason.algorithm=rloo", "stages.reason.kl_coef=1.0", "stages.reason.updates_per_rollout=2"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "rloo: kl_coef is 1.0 instead of 0.03" in result.stdout
+    samples = rows_of(tmp_path / "run" / "01-reason" / "samples.jsonl")
+    off = {1: 0.0, 2: 0.0}
+    for (step, _), group in groupby(samples, key=lambda row: (row["step"], row["prompt_id"])):
+        rows = list(group)
+        mean = sum(row["reward"] for row in rows) / 4
+        off[step] = max(off[step], *(abs(row["advantage"] - 4 / 3 * (row["reward"] - mean)) for row in rows))
+        assert sum(row["advantage"] for row in rows) == pytest.approx(0.0, abs=1e-9)
+    assert off[1] < 1e-6 and off[2] > 0.01
+
+
+@pytest.mark.slow
+def test_a_step_in_which_all_is_masked_is_skipped_and_said_so(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    # Random weights hardly ever end a completion of two tokens, so all are truncated.
+    changes = ["stages.reason.max_completion_tokens=2", "stages.reason.mask_truncated=true", "stages.reason.steps=1"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (row,) = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
+    assert row["rollout/truncated_frac"] == 1.0 and row["train/skipped_updates"] == 1.0
+    assert "update 1 skipped: no token of its samples counts" in result.stdout
+
+
+@pytest.mark.slow
+def test_what_stops_a_trainer_from_being_made_is_said_as_it_is(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "stages.reason.lora={targets: [qproj]}", "--out", tmp_path / "run")
+    assert result.returncode == 1
+    assert "lora.targets ['qproj'] match no layer of Qwen2ForCausalLM; its linear layers are down_proj, gate_proj" in result.stderr
+    assert "memory" not in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_adapters_learn_with_the_base_as_reference_and_proven_syncs(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "stages.reason.lora={rank: 4}", "stages.reason.learning_rate=0.01", "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
+    assert steps[1]["loss/kl"] > 0 and steps[1]["rollout/logprob_gap"] < 0.1
+    assert (tmp_path / "run" / "01-reason" / "adapter" / "adapter_config.json").exists()

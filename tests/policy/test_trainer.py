@@ -164,6 +164,18 @@ def test_the_gap_is_watched_even_where_no_sample_has_an_advantage(make_trainer: 
     assert weights_of(trainer).keys() and trainer.num_updates == 0
 
 
+def test_checkpointed_layers_give_the_same_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    plain, again = (steepest(make_trainer(learning_rate=1.0, max_grad_norm=1e9, gradient_checkpointing=on)) for on in (False, True))
+    num_forward = {"plain": 0, "again": 0}
+    for name, trainer in (("plain", plain), ("again", again)):
+        layer = trainer.model.model.layers[0].self_attn
+        layer.register_forward_hook(lambda *_, name=name: num_forward.update({name: num_forward[name] + 1}))
+    expected, found = (gradient_after(trainer, lambda t=trainer: t.policy_update(batch_of_six())) for trainer in (plain, again))
+    assert num_forward == {"plain": 1, "again": 2}
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
+
+
 def test_an_on_policy_update_is_a_policy_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
     # Ratios are 1: nothing is clipped, the policy is its own reference, and the loss is minus the mean advantage: 0 over whole groups.
     metrics = make_trainer().policy_update(batch_of_six())

@@ -67,6 +67,6 @@ def test_advantages_are_of_each_group_alone_and_leave_out_unjudged_samples() -> 
         for i, prompt in enumerate(PROMPTS)
     ]
     half, root = 1 / math.sqrt(2), math.sqrt(13)
-    assert group_advantages(GRPO, groups).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
+    assert group_advantages(GRPO, groups, {}).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
     centred = replace(GRPO, advantage=group_centre)
-    assert group_advantages(centred, groups).tolist() == [[1, -1, 0], [3, -4, 1]]
+    assert group_advantages(centred, groups, {}).tolist() == [[1, -1, 0], [3, -4, 1]]

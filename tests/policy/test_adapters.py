@@ -1,0 +1,85 @@
+"""Adapters: only they learn, the weights below them are the reference, and what is handed out is ordinary weights with them folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from grpo.algorithm import GRPO
+from grpo.config import Lora
+from grpo.errors import TrainingError
+from grpo.policy.batch import Batch, make_batch
+from grpo.policy.trainer import PolicyTrainer
+from rollout.weights import unpack_weights
+
+MakeTrainer = Callable[..., PolicyTrainer]
+
+
+def batch() -> Batch:
+    prompts, completions = [(5, 6, 7)] * 2, [(11, 12, 13), (14, 15)]
+    return make_batch(prompts, completions, group=[0, 0], advantages=[1.0, -1.0]).with_weights("sequence_mean", 8)
+
+
+@pytest.fixture
+def trained(make_trainer: MakeTrainer) -> PolicyTrainer:
+    trainer = make_trainer(replace(GRPO, kl_coef=0.1), learning_rate=0.05, exact=False, lora=Lora(rank=4, targets=["q_proj", "down_proj"]))
+    for _ in range(3):
+        trainer.policy_update(batch())
+    return trainer
+
+
+def test_only_the_adapters_learn(trained: PolicyTrainer, make_trainer: MakeTrainer) -> None:
+    base = dict(make_trainer(exact=False).model.named_parameters())
+    num_layers = trained.model.config.num_hidden_layers
+    learning = [name for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
+    assert len(learning) == num_layers * 2 * 2 and all(".lora_" in name for name in learning)
+    for name, parameter in trained.model.named_parameters():
+        if ".lora_" not in name:
+            assert torch.equal(parameter, base[name.replace(".base_layer", "")]), name
+    assert all(dict(trained.model.named_parameters())[name].abs().max() > 0 for name in learning if "lora_B" in name)
+
+
+def test_the_reference_is_the_base_without_a_copy(trained: PolicyTrainer, make_trainer: MakeTrainer) -> None:
+    assert trained.reference is None
+    of_base = make_trainer(exact=False).logprobs(batch())
+    np.testing.assert_allclose(trained.logprobs(batch(), of_reference=True), of_base, rtol=1e-6)
+    assert np.nanmax(np.abs(trained.logprobs(batch()) - of_base)) > 0.05
+    assert trained.policy_update(batch())["loss/kl"] > 1e-4
+
+
+def test_exported_weights_are_those_of_an_ordinary_model_that_computes_the_same(trained: PolicyTrainer, make_trainer: MakeTrainer) -> None:
+    received = unpack_weights(trained.export_weights(version=1, dtype="float32"))
+    plain = make_trainer(exact=False)
+    names = {name for name in plain.model.state_dict() if name != "lm_head.weight" or name in received}
+    assert set(received) == names
+    expected = trained.logprobs(batch())
+    plain.model.load_state_dict(received, strict=False)
+    np.testing.assert_allclose(plain.logprobs(batch()), expected, atol=0.02)  # W x + B A x against (W + B A) x in bfloat16
+    before = make_trainer(exact=False).logprobs(batch())
+    assert np.nanmax(np.abs(before - expected)) > 0.05, "nothing was learned, so the comparison says nothing"
+
+
+def test_a_saved_model_has_the_adapters_folded_in_and_beside_it(trained: PolicyTrainer, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trained.save(tmp_path / "model")
+    received = unpack_weights(trained.export_weights(version=1, dtype="bfloat16"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in received.items())
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert trained.policy_update(batch())["train/grad_norm"] > 0, "saving must not end the training"
+
+
+def test_targets_that_match_nothing_are_refused_with_what_there_is(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(TrainingError, match="lora.targets .'qproj'. match no layer of Qwen2ForCausalLM; its linear layers are down_proj,"):
+        make_trainer(exact=False, lora=Lora(targets=["qproj"]))
+
+
+def test_the_output_layer_cannot_be_a_target(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(TrainingError, match="output layer is not a plain linear layer"):
+        make_trainer(exact=False, lora=Lora(targets=["lm_head"]))
