@@ -20,6 +20,7 @@ from grpo.run.folder import RunFolder
 from grpo.run.progress import Progress
 from grpo.run.report import write_report
 from grpo.types import Artifact, Checkpoint, Dataset
+from rewards.errors import one_line
 
 
 def checked_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -142,7 +143,13 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
             return Checkpoint(candidate.resolve())
     from huggingface_hub import snapshot_download
 
-    return Checkpoint(Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])))
+    try:
+        return Checkpoint(Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])))
+    except (OSError, ValueError) as error:  # its own errors are of these families, and so are those of the network below
+        raise RecipeError(
+            f"model {ref!r} is no folder here and could not be had from the hub: {one_line(error)}; "
+            "write the path of a folder, or check its name, the network and HF_TOKEN"
+        ) from error
 
 
 def _made(made: MadeModel, name: str, work: Any) -> Path:

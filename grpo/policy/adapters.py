@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -14,8 +15,9 @@ from grpo.config import Lora
 from grpo.errors import TrainingError
 
 
-def add_adapters(model: PreTrainedModel, settings: Lora) -> PeftModel:
-    """Adapters on the linear layers that ``settings`` names, in place; everything else is frozen. B starts at 0, so nothing changes yet.
+def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel:
+    """Adapters on the linear layers that ``settings`` names, in place; everything else is frozen. B starts at 0, so nothing changes
+    yet, and A follows from ``seed``.
 
     Raises TrainingError where no layer has such a name.
     """
@@ -24,7 +26,9 @@ def add_adapters(model: PreTrainedModel, settings: Lora) -> PeftModel:
     )
     linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")} - {"lm_head"})
     try:
-        return get_peft_model(model, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise TrainingError(
             f"lora.targets {settings.targets} match no layer of {type(model).__name__}; its linear layers are {', '.join(linear)}"

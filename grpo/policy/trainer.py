@@ -40,6 +40,7 @@ class TrainerSpec:
     algorithm: Algorithm | None = None
     temperature: float = 1.0
     num_threads: int | None = None
+    seed: int = 0
 
 
 class PolicyTrainer:
@@ -52,7 +53,7 @@ class PolicyTrainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
         self.model: PreTrainedModel = model.to(self.device).eval()  # without dropout: the ratio compares one distribution with itself
-        self.adapted = add_adapters(self.model, spec.optimiser.lora) if spec.optimiser.lora else None
+        self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
         check_layout(self.model)
         if spec.optimiser.gradient_checkpointing:
             _checkpoint_layers(self.model)

@@ -8,7 +8,7 @@ from grpo.config import DistillStage
 from grpo.stages import eval as evaluation
 from grpo.stages.reject import collect, write_dataset
 from grpo.stages.supervised import fine_tune
-from grpo.stages.workplace import Outcome, Workplace
+from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
 
@@ -22,8 +22,7 @@ def run(stage: DistillStage, work: Workplace, folder: Path) -> Outcome:
     else:
         assert stage.data is not None, "the graph check lets no such recipe through"
         rows, counts = work.rows(stage.data), {}
-    seed = work.recipe.seed if stage.seed is None else stage.seed
-    metrics = fine_tune(rows, student, stage, seed, work, folder)
+    metrics = fine_tune(rows, student, stage, seed_of(stage, work), work, folder)
     made = Checkpoint(folder / "model")
     work.artifacts[stage.name] = made
     after = evaluation.measure_checkpoint(work, made)

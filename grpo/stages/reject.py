@@ -12,7 +12,7 @@ from grpo.data.filters import judge, row_of
 from grpo.errors import TrainingError
 from grpo.run.records import JsonLines, write_json
 from grpo.stages.scoring import score_groups
-from grpo.stages.workplace import Outcome, Workplace
+from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Dataset
 from rollout.types import Sampling
 
@@ -36,7 +36,7 @@ def collect(
         prompts,
         stage.samples_per_prompt,
         Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p),
-        seed=work.recipe.seed if stage.seed is None else stage.seed,
+        seed=seed_of(stage, work),
         step=0,
         deadline_s=work.recipe.rollout.deadline_s,
         progress=lambda done, total: work.progress.doing(f"{done}/{total} samples"),

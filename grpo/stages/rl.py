@@ -24,7 +24,7 @@ from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
 from grpo.stages.scoring import score_groups
-from grpo.stages.workplace import Outcome, Workplace, updates_of
+from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
@@ -33,6 +33,7 @@ from rollout.types import Prompt, Sampling
 
 MIN_GAP_BOUND = 0.01
 GAP_BOUND_FACTOR = 3.0
+MAX_FIRST_GAP = 0.15  # SmolLM2 in bfloat16 has 0.04; a layer of stale weights, after one update, as much as this
 ALGORITHM_KEYS = ("kl_coef", "kl_in", "clip_low", "clip_high", "importance", "importance_cap", "mask_truncated")
 PROBE_PROMPTS, PROBE_SAMPLES = 16, 2
 
@@ -44,7 +45,7 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
         work.progress.say(f"  {stage.algorithm}: {deviation}")
     before = evaluation.measure_checkpoint(work, start)
-    spec = TrainerSpec(start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads)
+    spec = TrainerSpec(start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads, seed_of(stage, work))
     with (
         work.trainer(spec) as trainer,
         work.rewards(stage.rewards) as rewards,
@@ -104,10 +105,11 @@ class _Loop:
     ):
         self.stage, self.work, self.folder, self.algorithm, self.start = stage, work, folder, algorithm, start
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
-        self.seed = work.recipe.seed if stage.seed is None else stage.seed
+        self.seed = seed_of(stage, work)
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
+        self.errors_said: set[str] = set()
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
@@ -125,6 +127,7 @@ class _Loop:
             )
         with clock("reward"):
             groups = score_groups(self.rewards, chosen, completions)
+            self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
             updates = [self.update(batch) for batch in self.minibatches(groups, advantages_PG, step)]
@@ -202,6 +205,11 @@ class _Loop:
                 np.savez_compressed(folder / f"update-{self.num_updates + 1}.npz", **vars(batch))
         return metrics
 
+    def say_new_reward_errors(self) -> None:
+        for name in self.rewards.first_error.keys() - self.errors_said:
+            self.work.progress.say(f"  {self.rewards.first_error[name]}")
+            self.errors_said.add(name)
+
     def first_reward_error(self) -> str:
         return "".join(f"; {text}" for text in self.rewards.first_error.values())
 
@@ -232,6 +240,11 @@ class _Loop:
             progress=lambda *_: None,
         )
         gap = self.trainer.logprob_gap(_probe_batch(probes, completions))
+        if not gap <= MAX_FIRST_GAP:
+            raise TrainingError(
+                f"engine and trainer disagree before the first step: the mean |log-prob difference| is {gap:.4f} a token, and rounding makes at "
+                f"most {MAX_FIRST_GAP}; the engine computes something else with this model: try another dtype, or another version of it"
+            )
         self.max_logprob_gap = max(MIN_GAP_BOUND, GAP_BOUND_FACTOR * gap)
         self.work.progress.say(
             f"  engine against trainer: mean |log-prob difference| {gap:.4f} a token; the run stops above {self.max_logprob_gap:.4f}"

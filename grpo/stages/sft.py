@@ -7,7 +7,7 @@ from pathlib import Path
 from grpo.config import SftStage
 from grpo.stages import eval as evaluation
 from grpo.stages.supervised import fine_tune
-from grpo.stages.workplace import Outcome, Workplace
+from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
 
@@ -15,8 +15,7 @@ def run(stage: SftStage, work: Workplace, folder: Path) -> Outcome:
     """Fine-tune ``stage.from_`` on ``stage.data``."""
     start = work.checkpoint(stage.from_)
     before = evaluation.measure_checkpoint(work, start)
-    seed = work.recipe.seed if stage.seed is None else stage.seed
-    metrics = fine_tune(work.rows(stage.data), start, stage, seed, work, folder)
+    metrics = fine_tune(work.rows(stage.data), start, stage, seed_of(stage, work), work, folder)
     made = Checkpoint(folder / "model")
     work.artifacts[stage.name] = made
     after = evaluation.measure_checkpoint(work, made)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grpo.config import Recipe, RewardUse, RlStage
+from grpo.config import Recipe, RewardUse, RlStage, StageBase
 from grpo.data.sources import Row, load_source, read_jsonl
 from grpo.data.templates import Template
 from grpo.errors import DataError
@@ -168,3 +168,7 @@ def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
 
 def updates_of(stage: RlStage) -> int:
     return stage.steps * stage.updates_per_rollout
+
+
+def seed_of(stage: StageBase, work: Workplace) -> int:
+    return work.recipe.seed if stage.seed is None else stage.seed

@@ -1,0 +1,33 @@
+"""Benchmarks run, and their last line is the object that a script reads. No test looks at how fast anything was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def last_line(*arguments: str) -> dict[str, Any]:
+    result = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_bench_trainer_compares_with_the_naive_way_and_with_matrix_products() -> None:
+    script = SCRIPTS / "bench_trainer.py"
+    found = last_line(script, "--model", "tiny", "--shapes", "12/6", "--prompts", "2", "--samples", "3", "--rounds", "1", "--json")
+    assert found["ratio"] > 0 and found["model"] == "tiny"
+    shape = found["shapes"]["12/6"]
+    assert shape["tokens"] < 2 * (12 + 3 * 9)  # each prompt once
+    assert shape["utilisation"] * shape["matmul_gflops"] == shape["useful_gflops"]
+    assert shape["ratio"] == shape["naive_s"] / shape["ours_s"]
+
+
+def test_bench_trainer_measures_memory_in_processes_of_their_own() -> None:
+    found = last_line(SCRIPTS / "bench_trainer.py", "--model", "tiny", "--memory", "2x2x8", "--json")
+    assert found["ours"]["peak_gib"] >= found["ours"]["before_gib"] > 0 and found["naive"]["peak_gib"] > 0
+    assert found["logits_gib"] == 2 * 2 * 8 * 400 * 4 / 2**30
