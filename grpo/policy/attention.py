@@ -60,7 +60,7 @@ def tree_attention(
             raise TrainingError(f"this model's attention has {name} = {others[name]}, which the trainer does not compute")
     assert dropout == 0.0, "a policy is trained without dropout: the ratio compares one distribution with itself"
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    q, k, v = query[0], key[0], value[0]
+    q, k, v = query[0].contiguous(), key[0].contiguous(), value[0].contiguous()  # once, or every gather would copy them whole
     if layout.sequences:
         return _by_sequences(q, k, v, layout.sequences, scale, sliding_window).transpose(0, 1).unsqueeze(0), None
     with torch.autocast(query.device.type, enabled=False):
@@ -132,8 +132,8 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
         blocks, scale, window = ctx.settings
-        grad_out = F.pad(grads[0].to(v.dtype), (0, 0, 0, 1))  # the zero that padding reads
-        delta = F.pad((grads[0].to(_exact(q)) * out).sum(-1), (0, 1))
+        grad_out = F.pad(grads[0].to(v.dtype), (0, 0, 0, 1)).contiguous()  # the zero that padding reads
+        delta = F.pad((grads[0].to(_exact(q)) * out).sum(-1), (0, 1)).contiguous()
         grad_q = torch.empty_like(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=_exact(k)), torch.zeros_like(v, dtype=_exact(v))
         for (own, shared), few in _head_groups(q, k, blocks):
