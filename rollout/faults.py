@@ -1,4 +1,4 @@
-"""Faults on purpose: tests name one in GRPO_FAULT, and the weights that a worker receives are corrupted the way it says."""
+"""Faults on purpose: tests name one in GRPO_FAULT, and the weights that a worker receives, or a gradient, are corrupted the way it says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from rollout.weights import WeightUpdate
 
-FAULTS = ("drop", "stale", "transpose", "stale_kernel")
+FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient")
 
 
 def fault() -> str:

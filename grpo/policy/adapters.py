@@ -35,11 +35,12 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel
         ) from error
 
 
+@torch.no_grad()
 def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """All weights under the names they have without adapters: W + (alpha / rank) B A where there is one. The model is left as it is."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     weights: dict[str, Tensor] = {}
-    for name, parameter in model.state_dict(keep_vars=True).items():
+    for name, parameter in model.state_dict().items():
         if ".lora_" in name:
             continue
         layer = layers.get(name.removesuffix(".base_layer.weight"))

@@ -25,6 +25,7 @@ from grpo.policy.logprobs import completion_logprobs
 from grpo.policy.packing import PackedPass, pack
 from grpo.policy.proof import check_layout
 from grpo.policy.schedule import learning_rate_at
+from rollout.faults import fault
 from rollout.weights import WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -57,8 +58,8 @@ class PolicyTrainer:
         check_layout(self.model)
         if spec.optimiser.gradient_checkpointing:
             _checkpoint_layers(self.model)
-        self._needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
-        self.reference = self._frozen_copy() if self._needs_reference and self.adapted is None else None
+        needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
+        self.reference = self._frozen_copy() if needs_reference and self.adapted is None else None
         self.optimiser = self._adamw(spec.optimiser)
         self.num_updates = 0
         self._skipped_in_a_row = 0
@@ -86,8 +87,10 @@ class PolicyTrainer:
         """The batch with the current policy's log-probabilities as its old ones, fixed for all updates made from the rollout.
 
         Samples that contribute nothing to an update stay without. Raises TrainingError where they differ from the engine's by more than
-        ``max_logprob_gap``.
+        ``max_logprob_gap``. A batch without tokens that count comes back as it is.
         """
+        if not batch.loss_mask.any():
+            return batch
         batch = self._contributing(batch)
         old_BT = self.logprobs(batch)
         self._checked_gap(batch, old_BT, max_logprob_gap)
@@ -185,13 +188,14 @@ class PolicyTrainer:
     def _contributing(self, batch: Batch) -> Batch:
         """Without the samples whose terms are 0, weights unchanged: where nothing holds the policy to its reference, those without advantage.
 
-        One group stays in any case, so that the engine's log-probabilities are compared with the trainer's in every update.
+        One group with tokens stays in any case, so that the engine's log-probabilities are compared with the trainer's in every update.
         """
         algorithm = self.spec.algorithm
         if algorithm is None or algorithm.has_kl_in_loss:
             return batch
-        contributes = batch.advantages != 0
-        return batch.take(contributes if contributes.any() else batch.group == batch.group[0])
+        has_tokens = batch.loss_mask.any(axis=1)
+        contributes = has_tokens & (batch.advantages != 0)
+        return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
         return pack(batch, self.spec.optimiser.tokens_per_device)
@@ -238,6 +242,8 @@ class PolicyTrainer:
         """Clip, step, count. A non-finite gradient skips the step but not its place in the schedule; three in a row stop the run."""
         settings = self.spec.optimiser
         learning_rate = learning_rate_at(self.num_updates, self.spec.total_updates, settings)
+        if fault() == "nan_gradient":
+            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(math.nan)  # type: ignore[union-attr]
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm).item()
         self._skipped_in_a_row = 0 if math.isfinite(grad_norm) else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == 0:

@@ -7,6 +7,7 @@ import math
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import Grpo, rows_of
@@ -136,6 +137,16 @@ def test_a_step_in_which_all_is_masked_is_skipped_and_said_so(grpo: Grpo, small_
     (row,) = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
     assert row["rollout/truncated_frac"] == 1.0 and row["train/skipped_updates"] == 1.0
     assert "update 1 skipped: no token of its samples counts" in result.stdout
+
+
+@pytest.mark.slow
+def test_batches_whose_gradient_is_not_finite_are_kept_and_three_in_a_row_stop_the_run(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "stages.reason.steps=4", "--out", tmp_path / "run", env={"GRPO_FAULT": "nan_gradient"})
+    assert result.returncode == 1
+    assert "update 2 skipped: its gradient is not finite" in result.stdout
+    assert "not finite in 3 updates in a row, the last being update 3" in result.stderr and "Traceback" not in result.stderr
+    kept = np.load(tmp_path / "run" / "01-reason" / "skipped" / "update-2.npz")
+    assert kept["tokens"].shape == kept["loss_mask"].shape and len(kept["advantages"]) == 16
 
 
 @pytest.mark.slow

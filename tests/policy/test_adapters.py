@@ -13,6 +13,7 @@ import torch
 from grpo.algorithm import GRPO
 from grpo.config import Lora
 from grpo.errors import TrainingError
+from grpo.policy.adapters import merged_weights
 from grpo.policy.batch import Batch, make_batch
 from grpo.policy.trainer import PolicyTrainer
 from rollout.weights import unpack_weights
@@ -67,6 +68,10 @@ def test_exported_weights_are_those_of_an_ordinary_model_that_computes_the_same(
     np.testing.assert_allclose(plain.logprobs(batch()), expected, rtol=1e-9)  # (W + B A) x against W x + B A x
     before = make_trainer().logprobs(batch())
     assert np.nanmax(np.abs(before - expected)) > 0.05, "nothing was learned, so the comparison says nothing"
+
+
+def test_handing_out_weights_remembers_no_graph(trained: PolicyTrainer) -> None:
+    assert not any(weight.requires_grad for weight in merged_weights(trained.model).values())
 
 
 def test_a_saved_model_has_the_adapters_folded_in_and_beside_it(trained: PolicyTrainer, tmp_path: Path) -> None:

@@ -164,6 +164,24 @@ def test_the_gap_is_watched_even_where_no_sample_has_an_advantage(make_trainer: 
     assert weights_of(trainer).keys() and trainer.num_updates == 0
 
 
+@pytest.mark.parametrize("masked", [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+def test_samples_with_advantage_but_without_tokens_are_left_out_and_raise_no_alarm(
+    make_trainer: Callable[..., PolicyTrainer], masked: list[int]
+) -> None:
+    # Truncated samples are masked whole. First all that have an advantage, then a whole group: 3, then 2 + 5 + 3 tokens count.
+    trainer = make_trainer(replace(GRPO, kl_coef=0.0))
+    batch = batch_of_six()
+    batch = replace(batch, sampled_logprobs=trainer.logprobs(batch)).without_tokens_of(np.array(masked, dtype=bool))
+    metrics = trainer.policy_update(batch.with_weights("sequence_mean", 8), max_logprob_gap=1e-6)
+    assert metrics["rollout/logprob_gap"] == pytest.approx(0.0, abs=1e-9) and metrics["train/skipped_updates"] == 0.0
+
+
+def test_a_minibatch_without_tokens_keeps_its_place_among_several(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer()
+    batch = trainer.with_old_logprobs(batch_of_six().without_tokens_of(np.ones(6, dtype=bool)), max_logprob_gap=0.01)
+    assert trainer.policy_update(batch, max_logprob_gap=0.01)["train/empty_updates"] == 1.0 and trainer.num_updates == 1
+
+
 def test_checkpointed_layers_give_the_same_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
     plain, again = (steepest(make_trainer(learning_rate=1.0, max_grad_norm=1e9, gradient_checkpointing=on)) for on in (False, True))
     num_forward = {"plain": 0, "again": 0}
