@@ -16,6 +16,8 @@ from rollout.readback import mismatched_weights
 from rollout.types import Completion, Finish, Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
+GATHER_S = 0.1  # so long is waited for others once a request has finished: each answer costs a round trip in which nothing is drawn
+
 
 def environment(settings: EngineSettings) -> dict[str, str]:
     """Environment variables a process must have before it imports vLLM."""
@@ -93,6 +95,7 @@ class VllmEngine:
                 stop=list(sampling.stop) or None,
                 seed=request.seed if sampling.temperature > 0 else None,
                 logprobs=0,
+                detokenize=bool(sampling.stop),  # by vLLM token for token, which is slow, and needed only to find a stop string
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._llm.llm_engine.add_request(request.id, {"prompt_token_ids": list(request.tokens)}, params)
@@ -100,8 +103,11 @@ class VllmEngine:
     def poll(self, timeout_s: float) -> list[Finished]:
         deadline = time.monotonic() + timeout_s
         finished: list[Finished] = []
-        while not finished and self._llm.llm_engine.has_unfinished_requests() and time.monotonic() < deadline:
-            finished = [self._finished(output) for output in self._llm.llm_engine.step() if output.finished]
+        while self._llm.llm_engine.has_unfinished_requests() and time.monotonic() < deadline:
+            new = [self._finished(output) for output in self._llm.llm_engine.step() if output.finished]
+            if new and not finished:
+                deadline = min(deadline, time.monotonic() + GATHER_S)
+            finished += new
         return finished
 
     def cancel(self, request_ids: Iterable[str]) -> None:
@@ -117,10 +123,13 @@ class VllmEngine:
         drawn = output.outputs[0]
         tokens = tuple(drawn.token_ids)
         logprobs = tuple(chosen[token].logprob for token, chosen in zip(tokens, drawn.logprobs, strict=True))
+        text = drawn.text
+        if not text and not isinstance(drawn.stop_reason, str):  # no stop string was asked for, or found
+            text = self._llm.get_tokenizer().decode(tokens, skip_special_tokens=True)
         finish: Finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
         return Finished(
             output.request_id,
-            Completion(tokens, logprobs, (True,) * len(tokens), drawn.text, finish, ((0, self.version),)),
+            Completion(tokens, logprobs, (True,) * len(tokens), text, finish, ((0, self.version),)),
         )
 
     def _engine_must_be_idle(self, what: str) -> None:
