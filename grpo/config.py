@@ -131,6 +131,19 @@ class Rollout(Strict):
     )
 
 
+Shard = Literal["none", "gradients", "parameters"]
+
+
+class Trainer(Strict):
+    """The policy trainer's processes, and what each of them holds."""
+
+    ranks: PositiveInt = Field(1, description="processes that share every update; one a GPU, or some of a CPU's cores each")
+    shard: Shard = Field("none", description="what ranks share out: gradients and optimiser (ZeRO 2), or parameters too (ZeRO 3)")
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products; the weights themselves are float32")
+    offload_optimiser: bool = Field(False, description="keep the optimiser's state in host memory between updates (GPUs)")
+    compile: bool = Field(False, description="fuse norms and feed-forward layers with torch.compile")
+
+
 class StageBase(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
     seed: int | None = Field(None, description="the recipe's seed by default")
@@ -287,5 +300,6 @@ class Recipe(Strict):
     data: dict[str, DataSource] = Field(default_factory=dict)
     evaluation: Evaluation | None = None
     rollout: Rollout = Rollout()
+    trainer: Trainer = Trainer()
     reward_deadline_s: PositiveFloat = 5.0
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -44,7 +44,7 @@ def prove_reload(
     version = engine.version
     with tempfile.TemporaryDirectory(prefix="grpo-proof-") as temporary:
         try:
-            engine.load_weights(pack_weights(perturbed, version, getattr(torch, dtype)))
+            engine.load_weights(pack_weights(perturbed.items(), version, getattr(torch, dtype)))
             reloaded = generate(engine, requests, deadline_s)
         except Exception as error:  # whatever an engine raises at an architecture whose weights it cannot replace: it is rebuilt instead
             reloaded, why = None, str(error) if isinstance(error, WeightSyncError) else f"{type(error).__name__}: {error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,10 +32,10 @@ class WeightUpdate:
     payload: Mapping[str, np.ndarray]
 
 
-def pack_weights(tensors: Mapping[str, torch.Tensor], version: int, dtype: torch.dtype) -> WeightUpdate:
+def pack_weights(tensors: Iterable[tuple[str, torch.Tensor]], version: int, dtype: torch.dtype) -> WeightUpdate:
     """Cast a copy to ``dtype``, view as bytes, record. The manifest is made from the sender's tensors, before anything travels."""
     manifest, payload = {}, {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         sent = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
         payload[name] = _bytes_of(sent)
         manifest[name] = TensorRecord(tuple(sent.shape), str(sent.dtype).removeprefix("torch."), _digest(payload[name]))

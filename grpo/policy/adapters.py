@@ -1,18 +1,16 @@
-"""How are low-rank adapters put on a model, looked past, and folded into ordinary weights? peft does the work; names are our part."""
+"""How are low-rank adapters put on a model, and kept beside it? peft does the work; which layers are meant is our part."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo.config import Lora
 from grpo.errors import TrainingError
+from grpo.policy.ranks import whole
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel:
@@ -35,21 +33,8 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel
         ) from error
 
 
-@torch.no_grad()
-def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All weights under the names they have without adapters: W + (alpha / rank) B A where there is one. The model is left as it is."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    weights: dict[str, Tensor] = {}
-    for name, parameter in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-        layer = layers.get(name.removesuffix(".base_layer.weight"))
-        plain = name.replace(".base_layer.", ".")
-        weights[plain] = parameter if layer is None else parameter + layer.get_delta_weight("default").to(parameter.dtype)
-    return weights
-
-
-def save_merged(adapted: PeftModel, folder: Path) -> None:
-    """An ordinary folder with the adapters folded in, and the adapters themselves beside it, in peft's own format."""
-    copy.deepcopy(adapted).merge_and_unload().bfloat16().save_pretrained(folder)
-    adapted.save_pretrained(folder.with_name("adapter"))
+def save_adapters(adapted: PeftModel, folder: Path, is_first_rank: bool) -> None:
+    """The adapters alone, in peft's own format. Shards are gathered, so every rank must ask."""
+    weights = {name: whole(weight) for name, weight in adapted.state_dict().items() if ".lora_" in name}
+    if is_first_rank:
+        adapted.save_pretrained(folder, state_dict=weights)

@@ -83,6 +83,8 @@ class _TargetLogprobs(torch.autograd.Function):
                 grad_weight_VH = part if num == len(logits) else part.to(normaliser_N.dtype)
             else:
                 grad_weight_VH += part
+        if grad_weight_VH is None and ctx.needs_input_grad[1]:
+            grad_weight_VH = torch.zeros_like(weight_VH)  # of no targets: other ranks have some, and all must have a gradient
         return grad_hidden_NH, grad_weight_VH, None, None
 
 

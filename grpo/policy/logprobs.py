@@ -10,8 +10,16 @@ from grpo.policy.attention import AttentionBlocks
 from grpo.policy.head import target_logprobs
 from grpo.policy.packing import PackedPass
 
+SCORE = "grpo_score"  # the method that stands for the forward pass of a sharded model
+
 
 def completion_logprobs(model: PreTrainedModel, packed: PackedPass, temperature: float, autocast: bool = True) -> tuple[Tensor, Tensor]:
+    """Of a model, sharded or not: see ``score``."""
+    method = getattr(model, SCORE, None)
+    return method(packed, temperature, autocast) if method is not None else score(model, packed, temperature, autocast)
+
+
+def score(model: PreTrainedModel, packed: PackedPass, temperature: float, autocast: bool) -> tuple[Tensor, Tensor]:
     """Log-probability of each target of ``packed`` at the sampling temperature, [M], and the entropy [M] there (no gradient).
 
     The temperature belongs here: the engine sampled from softmax(logits / temperature), and the ratio compares with that distribution.

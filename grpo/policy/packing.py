@@ -64,25 +64,44 @@ class PackedPass:
         return [_padded(rows) for _, rows in sorted(by_length.items())]
 
 
-def pack(batch: Batch, tokens_per_pass: int) -> list[PackedPass]:
-    """Lay out all sequences of ``batch`` in passes of at most ``tokens_per_pass`` tokens: longest trees first, each where it first fits.
+def pack(batch: Batch, tokens_per_pass: int, rank: int = 0, ranks: int = 1) -> list[PackedPass]:
+    """Lay out rank's share of ``batch`` in passes of at most ``tokens_per_pass`` tokens: longest trees first, each where it first fits.
 
+    Trees go to the rank that has fewest tokens. All ranks get equally many passes, since what is sharded is gathered by all at once; where
+    one has fewer, idle passes without targets are added.
     The layout follows from shapes alone, never from timings, so that a run repeats.
     Raises ValueError where a single sequence exceeds ``tokens_per_pass``.
     """
     longest = int(batch.lengths.max(initial=1))
     if longest > tokens_per_pass:
         raise ValueError(f"a sequence of {longest} tokens exceeds tokens_per_device = {tokens_per_pass}; raise it to at least that")
+    share = max(longest, math.ceil(int(batch.lengths.sum()) / ranks)) if ranks > 1 else tokens_per_pass
+    shares: list[list[_Tree]] = [[] for _ in range(ranks)]
+    for tree in sorted(_trees(batch, min(share, tokens_per_pass)), key=lambda tree: -tree.num_tokens):
+        min(shares, key=lambda trees: sum(t.num_tokens for t in trees)).append(tree)
+    plans = [_first_fit(trees, tokens_per_pass) for trees in shares]
+    passes = [_lay_out(batch, trees) for trees in plans[rank]]
+    return passes + [_idle_pass(batch)] * (max(map(len, plans)) - len(passes))
+
+
+def _first_fit(trees: Sequence[_Tree], tokens_per_pass: int) -> list[list[_Tree]]:
     passes: list[list[_Tree]] = []
     room: list[int] = []
-    for tree in sorted(_trees(batch, tokens_per_pass), key=lambda tree: -tree.num_tokens):
+    for tree in trees:
         index = next((i for i, free in enumerate(room) if tree.num_tokens <= free), len(passes))
         if index == len(passes):
             passes.append([])
             room.append(tokens_per_pass)
         passes[index].append(tree)
         room[index] -= tree.num_tokens
-    return [_lay_out(batch, trees) for trees in passes]
+    return passes
+
+
+def _idle_pass(batch: Batch) -> PackedPass:
+    """The shortest sequence, predicting nothing: it takes part in what all ranks do together and adds exactly 0."""
+    shortest = int(batch.lengths.argmin())
+    untold = batch.without_tokens_of(np.ones(len(batch), dtype=bool))
+    return _lay_out(untold, [_Tree((shortest,), int(batch.lengths[shortest]))])
 
 
 @dataclass(frozen=True)

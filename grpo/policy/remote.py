@@ -1,50 +1,83 @@
-"""The trainer as the driver sees it: PolicyTrainer in a Ray actor, with errors that say what they are."""
+"""The trainer as the driver sees it: one PolicyTrainer a rank, each in a Ray actor, called as one, with errors that say what they are."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo.errors import TrainingError
+from grpo.policy.ranks import RankPlace
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+
+START_DEADLINE_S = 120.0
 
 
 class _TrainerActor:
     """Makes its trainer in a call rather than on creation: what goes wrong there is then an error with a cause, not a dead actor."""
 
-    def make(self, spec: TrainerSpec) -> None:
-        self._trainer = PolicyTrainer(spec)
+    def meeting(self) -> str:
+        """A free port of this machine, on its address within the cluster."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"tcp://{host}:{probe.getsockname()[1]}"
+
+    def make(self, spec: TrainerSpec, place: RankPlace) -> None:
+        self._trainer, self._is_first = PolicyTrainer(spec, place), place.rank == 0
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._trainer, method)(*args, **kwargs)
+        """What the first rank returns; all others return nothing, so that it travels once."""
+        result = getattr(self._trainer, method)(*args, **kwargs)
+        return result if self._is_first else None
 
 
 class RemoteTrainer:
-    """Calls PolicyTrainer's methods in its own process: ``remote.policy_update(batch)`` waits for the result."""
+    """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result."""
 
     def __init__(self, spec: TrainerSpec):
-        num_gpus = ray.cluster_resources().get("GPU", 0)
-        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": min(1.0, num_gpus / 2), "max_restarts": 0}
+        ranks = spec.layout.ranks
+        self._group = _placement(ranks) if ranks > 1 else None
         if spec.num_threads:
-            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads), "TOKENIZERS_PARALLELISM": "false"}}
-        self._actor = ray.remote(_TrainerActor).options(**options).remote()
-        self._wait(self._actor.make.remote(spec))
+            spec = replace(spec, num_threads=max(1, spec.num_threads // ranks))
+        self._actors = [ray.remote(_TrainerActor).options(**_options(spec, self._group, rank)).remote() for rank in range(ranks)]
+        meeting = self._wait([self._actors[0].meeting.remote()]) if ranks > 1 else None
+        self._wait([actor.make.remote(spec, RankPlace(rank, ranks, meeting)) for rank, actor in enumerate(self._actors)])
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self._wait(self._actor.call.remote(method, *args, **kwargs))
+        return lambda *args, **kwargs: self._wait(self._call(method, *args, **kwargs))
 
     def export(self, version: int, dtype: str) -> Any:
         """A reference to the exported weights: they go from trainer to workers through shared memory, never through the driver."""
-        return self._actor.call.remote("export_weights", version, dtype)
+        first, *others = self._call("export_weights", version, dtype)
+        if others:
+            self._wait([first, *others], fetch=False)
+        return first
 
     def close(self) -> None:
-        ray.kill(self._actor)
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
 
-    def _wait(self, reference: Any) -> Any:
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        shared = [ray.put(argument) for argument in args] if len(self._actors) > 1 else args
+        return [actor.call.remote(method, *shared, **kwargs) for actor in self._actors]
+
+    def _wait(self, references: list[Any], fetch: bool = True) -> Any:
+        """The first rank's result. One that fails leaves the others waiting for it, so whichever is ready is looked at."""
         try:
-            return ray.get(reference)
+            waiting = list(references)
+            while waiting:
+                ready, waiting = ray.wait(waiting, fetch_local=fetch)
+                if fetch or ready[0] is not references[0]:
+                    ray.get(ready)
+            return ray.get(references[0]) if fetch else None
         except ray.exceptions.RayActorError as error:
             raise TrainingError(
                 f"the trainer's process died (out of memory is the commonest cause; lower tokens_per_device): {error}"
@@ -53,3 +86,30 @@ class RemoteTrainer:
             if isinstance(error.cause, TrainingError):
                 raise TrainingError(str(error.cause)) from None
             raise
+
+
+def _placement(ranks: int) -> PlacementGroup:
+    """A CPU and, where the cluster has any, a GPU for each rank, near each other. Raises TrainingError where there are not so many."""
+    there = ray.cluster_resources()
+    each = {"CPU": 1.0} | ({"GPU": 1.0} if there.get("GPU") else {})
+    for kind in each:
+        if there.get(kind, 0) < ranks:
+            raise TrainingError(f"trainer.ranks = {ranks} needs {ranks} {kind}s, and there are {there.get(kind, 0):.0f}; lower it")
+    group = placement_group([each] * ranks, strategy="PACK")
+    if not group.wait(START_DEADLINE_S):
+        remove_placement_group(group)
+        raise TrainingError(
+            f"no room for trainer.ranks = {ranks} within {START_DEADLINE_S:.0f} s: something else holds the cluster's {'s and '.join(each)}s"
+        )
+    return group
+
+
+def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int) -> dict[str, Any]:
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": min(1.0, num_gpus / 2), "max_restarts": 0}
+    if group is not None:
+        options |= {"num_cpus": 1, "num_gpus": 1 if num_gpus else 0}
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+    if spec.num_threads:
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads), "TOKENIZERS_PARALLELISM": "false"}}
+    return options

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
 from grpo.algorithm.objective import Tokens, token_losses
-from grpo.config import Optimiser
+from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
-from grpo.policy.adapters import add_adapters, merged_weights, save_merged
+from grpo.policy.adapters import add_adapters, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
-from grpo.policy.logprobs import completion_logprobs
+from grpo.policy.export import checkpoint_weights, write_folder
+from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
 from grpo.policy.proof import check_layout
+from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
 from rollout.faults import fault
 from rollout.weights import WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
+SUMS = ("loss", "entropy", "kl", "clipped", "importance", "capped", "nonfinite")  # what an update adds up over tokens
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,31 @@ class TrainerSpec:
     temperature: float = 1.0
     num_threads: int | None = None
     seed: int = 0
+    layout: Trainer = Trainer()
 
 
 class PolicyTrainer:
-    """fp32 masters under bf16 autocast, AdamW, gradient clipping. One instance, one device."""
+    """fp32 masters under bf16 autocast, AdamW, gradient clipping. One instance, one rank, one device.
 
-    def __init__(self, spec: TrainerSpec):
+    All ranks must call every method alike: they are given the same batch, and each takes its share of it.
+    """
+
+    def __init__(self, spec: TrainerSpec, place: RankPlace = ALONE):
         if spec.num_threads:
             torch.set_num_threads(spec.num_threads)
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
-        self.model: PreTrainedModel = model.to(self.device).eval()  # without dropout: the ratio compares one distribution with itself
+        self.ranks = Ranks(place, spec.layout.shard, self.device)
+        self.model = self._loaded()
         self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
         check_layout(self.model)
         if spec.optimiser.gradient_checkpointing:
             _checkpoint_layers(self.model)
+        self._distribute(self.model)
+        if spec.layout.compile:
+            _compile_pointwise(self.model)
         needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
-        self.reference = self._frozen_copy() if needs_reference and self.adapted is None else None
+        self.reference = self._frozen_reference() if needs_reference and self.adapted is None else None
         self.optimiser = self._adamw(spec.optimiser)
         self.num_updates = 0
         self._skipped_in_a_row = 0
@@ -73,7 +84,8 @@ class PolicyTrainer:
         with torch.no_grad():
             for packed in self._passes(batch):
                 logprobs_BT[packed.sample, packed.column] = of(packed)[0].cpu().numpy()
-        return logprobs_BT
+        self.ranks.release(self.model)
+        return self._of_all_ranks(batch, logprobs_BT)
 
     def sequence_divergence(self, batch: Batch) -> np.ndarray:
         """sum_t log pi(token_t) - log pi_ref(token_t) of each sample, [B]: k1 over whole samples."""
@@ -100,14 +112,14 @@ class PolicyTrainer:
 
     def supervised_update(self, batch: Batch) -> dict[str, float]:
         """One step on -sum_t weight_t log pi(token_t): cross-entropy over completion tokens. Returns metrics."""
-        total_loss, num_tokens = 0.0, 0
+        total_loss = 0.0
         for packed in self._passes(batch):
-            logprobs_M, _ = completion_logprobs(self.model, packed, temperature=1.0)
+            logprobs_M, _ = self._logprobs(packed)
             loss = -(logprobs_M * self._at(packed, batch.weights, logprobs_M)).sum()
             loss.backward()
             total_loss += loss.item()
-            num_tokens += len(packed.target)
-        return {"loss/total": total_loss, "train/tokens": num_tokens, **self._step()}
+        (total_loss,) = self.ranks.sum(np.array([total_loss])).tolist()
+        return {"loss/total": total_loss, "train/tokens": int(batch.loss_mask.sum()), **self._step()}
 
     def policy_update(self, batch: Batch, max_logprob_gap: float = math.inf) -> dict[str, float]:
         """One step on sum_it weights_it token_losses_it (grpo.algorithm.objective). Returns metrics.
@@ -123,7 +135,7 @@ class PolicyTrainer:
             return {"train/empty_updates": 1.0, "train/skipped_updates": 1.0}
         batch = self._contributing(batch)
         old_missing = bool(np.isnan(batch.old_logprobs[batch.loss_mask]).any())
-        sums: defaultdict[str, float] = defaultdict(float)
+        sums = dict.fromkeys(SUMS, 0.0)
         largest_importance = 0.0
         now_BT = np.full(batch.tokens.shape, np.nan)
         for packed in self._passes(batch):
@@ -143,6 +155,8 @@ class PolicyTrainer:
             sums["nonfinite"] += (~known_M).sum().item()
             largest_importance = max(largest_importance, found.importance.max().item() if len(known_M) else 0.0)
             now_BT[packed.sample, packed.column] = logprobs_M.detach().cpu().numpy()
+        sums = dict(zip(SUMS, self.ranks.sum(np.array([sums[name] for name in SUMS])).tolist(), strict=True))
+        now_BT = self._of_all_ranks(batch, now_BT)
         num_tokens = max(1, int(batch.loss_mask.sum()))
         gap = self._checked_gap(batch, now_BT, max_logprob_gap) if old_missing else _gap(batch, batch.old_logprobs)
         return {
@@ -152,7 +166,7 @@ class PolicyTrainer:
             "policy/entropy": sums["entropy"] / num_tokens,
             "rollout/logprob_gap": gap,
             "rollout/importance_mean": sums["importance"] / num_tokens,
-            "rollout/importance_max": largest_importance,
+            "rollout/importance_max": self.ranks.largest(largest_importance),
             "rollout/importance_capped_frac": sums["capped"] / num_tokens,
             "train/nonfinite_logprobs": sums["nonfinite"],
             **self._step(),
@@ -161,27 +175,29 @@ class PolicyTrainer:
     def refresh_reference(self) -> None:
         """Reference := policy. With adapters the reference is the weights below them and stays."""
         if self.reference is not None:
-            self.reference = self._frozen_copy()
+            with torch.no_grad():
+                for of_reference, of_policy in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+                    of_reference.copy_(of_policy)
 
     # ---------------------------------------------------------------------------------------------------------------- handing out
 
-    def export_weights(self, version: int, dtype: str = "bfloat16") -> WeightUpdate:
-        """All weights under their checkpoint names, in the engine's dtype, with a manifest of what was sent."""
-        named: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, parameter in merged_weights(self.model).items():
-            if parameter.data_ptr() not in seen:
-                seen.add(parameter.data_ptr())
-                named[name] = parameter.detach()
-        return pack_weights(named, version, getattr(torch, dtype))
+    def export_weights(self, version: int, dtype: str = "bfloat16") -> WeightUpdate | None:
+        """All weights under their checkpoint names, in the engine's dtype, with a manifest of what was sent. From the first rank."""
+        weights = checkpoint_weights(self.model)
+        if self.ranks.rank == 0:
+            return pack_weights(weights, version, getattr(torch, dtype))
+        _gone_through(weights)
+        return None
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer."""
-        if self.adapted is not None:
-            save_merged(self.adapted, folder)
+        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer; adapters are folded in, and kept beside it."""
+        weights = checkpoint_weights(self.model)
+        if self.ranks.rank == 0:
+            write_folder(weights, self.model, self.spec.model, folder)
         else:
-            copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(self.spec.model).save_pretrained(folder)
+            _gone_through(weights)
+        if self.adapted is not None:
+            save_adapters(self.adapted, folder.with_name("adapter"), is_first_rank=self.ranks.rank == 0)
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
@@ -198,10 +214,14 @@ class PolicyTrainer:
         return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
-        return pack(batch, self.spec.optimiser.tokens_per_device)
+        return pack(batch, self.spec.optimiser.tokens_per_device, self.ranks.rank, self.ranks.size)
 
-    def _logprobs(self, packed: PackedPass) -> tuple[Tensor, Tensor]:
-        return completion_logprobs(self.model, packed, self.spec.temperature)
+    def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:
+        return completion_logprobs(of or self.model, packed, self.spec.temperature, autocast=self._is_rounded)
+
+    @property
+    def _is_rounded(self) -> bool:
+        return self.spec.layout.precision == "bfloat16"
 
     def _reference_logprobs(self, packed: PackedPass) -> tuple[Tensor, Tensor]:
         """Of the frozen copy, or of the weights below the adapters."""
@@ -209,7 +229,7 @@ class PolicyTrainer:
             with self.adapted.disable_adapter():
                 return self._logprobs(packed)
         assert self.reference is not None, "this algorithm has no reference"
-        return completion_logprobs(self.reference, packed, self.spec.temperature)
+        return self._logprobs(packed, self.reference)
 
     def _tokens(self, batch: Batch, packed: PackedPass, logprobs_M: Tensor, old_missing: bool) -> Tokens:
         reference_M = None
@@ -228,6 +248,15 @@ class PolicyTrainer:
     def _at(self, packed: PackedPass, array_BT: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(array_BT[packed.sample, packed.column]).to(like)
 
+    def _of_all_ranks(self, batch: Batch, found_BT: np.ndarray) -> np.ndarray:
+        """What each rank found of its share, put together; NaN where no completion token stands."""
+        if self.ranks.size == 1:
+            return found_BT
+        mine_BT = np.zeros(found_BT.shape, dtype=bool)
+        for packed in self._passes(batch):
+            mine_BT[packed.sample, packed.column] = True
+        return np.where(batch.loss_mask, self.ranks.sum(np.where(mine_BT, found_BT, 0.0)), np.nan)
+
     def _checked_gap(self, batch: Batch, now_BT: np.ndarray, bound: float) -> float:
         gap = _gap(batch, now_BT)
         if math.isfinite(bound) and not gap <= bound:
@@ -241,15 +270,17 @@ class PolicyTrainer:
     def _step(self) -> dict[str, float]:
         """Clip, step, count. A non-finite gradient skips the step but not its place in the schedule; three in a row stop the run."""
         settings = self.spec.optimiser
+        self.ranks.sum_gradients(self.model)
         learning_rate = learning_rate_at(self.num_updates, self.spec.total_updates, settings)
         if fault() == "nan_gradient":
             next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(math.nan)  # type: ignore[union-attr]
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm).item()
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)).item()
         self._skipped_in_a_row = 0 if math.isfinite(grad_norm) else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == 0:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate
-            self.optimiser.step()
+            with self._optimiser_on_device():
+                self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.num_updates += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -263,8 +294,33 @@ class PolicyTrainer:
             "train/skipped_updates": float(self._skipped_in_a_row > 0),
         }
 
-    def _frozen_copy(self) -> PreTrainedModel:
-        return copy.deepcopy(self.model).eval().requires_grad_(False)
+    @contextmanager
+    def _optimiser_on_device(self) -> Iterator[None]:
+        """Its state lies in host memory between updates where offload_optimiser says so."""
+        if self.spec.layout.offload_optimiser:
+            self._move_optimiser(self.device)
+        yield
+        if self.spec.layout.offload_optimiser:
+            self._move_optimiser(torch.device("cpu"))
+
+    def _move_optimiser(self, to: torch.device) -> None:
+        for state in self.optimiser.state.values():
+            state.update({name: value.to(to) for name, value in state.items() if isinstance(value, Tensor) and value.ndim > 0})
+
+    def _loaded(self) -> PreTrainedModel:
+        """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
+        model = AutoModelForCausalLM.from_pretrained(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
+        return model.to(self.device).eval()
+
+    def _frozen_reference(self) -> PreTrainedModel:
+        reference = self._loaded().requires_grad_(False)
+        self._distribute(reference, keeps_layers=False)
+        return reference
+
+    def _distribute(self, model: PreTrainedModel, keeps_layers: bool = True) -> None:
+        if self.ranks.is_sharded:
+            setattr(model, SCORE, MethodType(score, model))
+            self.ranks.distribute(model, SCORE, rounded=self._is_rounded, keeps_layers=keeps_layers)
 
     def _adamw(self, settings: Optimiser) -> torch.optim.AdamW:
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -282,6 +338,19 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
             module.attention_dropout = 0.0
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _compile_pointwise(model: PreTrainedModel) -> None:
+    """Norms and feed-forward layers: chains of elementwise steps that a compiler makes one. Attention is ours and stays as it is."""
+    for module in model.modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.compile(dynamic=True)
+
+
+def _gone_through(weights: Iterable[object]) -> None:
+    """Gathering shards takes all ranks; the first one keeps them."""
+    for _ in weights:
+        pass
 
 
 def _gap(batch: Batch, computed_BT: np.ndarray) -> float:

@@ -45,7 +45,9 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
         work.progress.say(f"  {stage.algorithm}: {deviation}")
     before = evaluation.measure_checkpoint(work, start)
-    spec = TrainerSpec(start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads, seed_of(stage, work))
+    spec = TrainerSpec(
+        start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads, seed_of(stage, work), work.recipe.trainer
+    )
     with (
         work.trainer(spec) as trainer,
         work.rewards(stage.rewards) as rewards,

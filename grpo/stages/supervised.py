@@ -28,7 +28,7 @@ def fine_tune(
     prompts, completions, num_too_long = _tokenised(rows, start, settings, work)
     per_epoch = math.ceil(len(prompts) / settings.sequences_per_update)
     total = per_epoch * settings.epochs
-    spec = TrainerSpec(start.path, settings, total, num_threads=work.num_threads, seed=seed)
+    spec = TrainerSpec(start.path, settings, total, num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
     metrics: dict[str, float] = {}
     with work.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
         for update in range(total):

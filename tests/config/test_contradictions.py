@@ -40,6 +40,10 @@ Problems = Callable[..., list[str]]
         ("stages.harvest.keep={per_prompt: 9}", "keep.per_prompt 9 is more than samples_per_prompt 8"),
         ("evaluation={prompts: sums, pass_at: [1, 8]}", "pass@8 cannot be told from 1 samples a prompt; raise samples_per_prompt to 8"),
         ("rollout.engine=scripted", "the scripted engine needs a script: ./file.py:name"),
+        (
+            "trainer={shard: gradients}",
+            "shard: gradients shares out what several ranks hold, and there is one; raise ranks or delete shard",
+        ),
         ("tags={think: a, answer: a}", "thinking and answer have the same tag"),
         ("data.sums.general=false", "data source 'sums' does not say where its rows come from; write one of [reasoning_gym, jsonl, "),
         ("data.sums.settings={a: 1}", "settings are for the sources reasoning_gym and generator; data source 'sums' is a general"),

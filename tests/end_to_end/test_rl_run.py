@@ -164,3 +164,20 @@ def test_adapters_learn_with_the_base_as_reference_and_proven_syncs(grpo: Grpo, 
     steps = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
     assert steps[1]["loss/kl"] > 0 and steps[1]["rollout/logprob_gap"] < 0.1
     assert (tmp_path / "run" / "01-reason" / "adapter" / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_out_all_train_and_sync_like_one(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    changes = ["trainer={ranks: 2, shard: parameters, compile: true}", "stages.reason.updates_per_rollout=2"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
+    assert 0 < steps[1]["rollout/logprob_gap"] < 0.1 and steps[1]["loss/kl"] > 0
+    assert (tmp_path / "run" / "01-reason" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_more_ranks_than_there_is_room_for_are_refused_rather_than_waited_for(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "trainer.ranks=999", "--out", tmp_path / "run")
+    assert result.returncode == 1
+    assert "trainer.ranks = 999 needs 999 CPUs, and there are" in result.stderr and "Traceback" not in result.stderr

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from grpo.algorithm import GRPO, Algorithm
-from grpo.config import Optimiser
+from grpo.config import Optimiser, Trainer
 from grpo.policy.attention import ATTENTION, ordinary_attention
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 
@@ -60,9 +60,15 @@ def make_trainer(tiny_qwen2: Path) -> MakeTrainer:
     """A trainer of the tiny Qwen2. ``exact`` makes it float64 throughout; further keywords are the optimiser's."""
 
     def make(
-        algorithm: Algorithm | None = GRPO, *, temperature: float = 1.0, total_updates: int = 10, exact: bool = True, **optimiser: Any
+        algorithm: Algorithm | None = GRPO,
+        *,
+        temperature: float = 1.0,
+        total_updates: int = 10,
+        exact: bool = True,
+        layout: Trainer = Trainer(),  # noqa: B008 - frozen
+        **optimiser: Any,
     ) -> PolicyTrainer:
-        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, temperature))
+        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, temperature, layout=layout))
         if exact:
             exactly(trainer.model)
             if trainer.reference is not None:

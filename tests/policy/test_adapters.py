@@ -13,8 +13,8 @@ import torch
 from grpo.algorithm import GRPO
 from grpo.config import Lora
 from grpo.errors import TrainingError
-from grpo.policy.adapters import merged_weights
 from grpo.policy.batch import Batch, make_batch
+from grpo.policy.export import checkpoint_weights
 from grpo.policy.trainer import PolicyTrainer
 from rollout.weights import unpack_weights
 
@@ -71,7 +71,7 @@ def test_exported_weights_are_those_of_an_ordinary_model_that_computes_the_same(
 
 
 def test_handing_out_weights_remembers_no_graph(trained: PolicyTrainer) -> None:
-    assert not any(weight.requires_grad for weight in merged_weights(trained.model).values())
+    assert not any(weight.requires_grad for _, weight in checkpoint_weights(trained.model))
 
 
 def test_a_saved_model_has_the_adapters_folded_in_and_beside_it(trained: PolicyTrainer, tmp_path: Path) -> None:

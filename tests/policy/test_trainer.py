@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from grpo.algorithm import GRPO, TABLE
+from grpo.config import Trainer
 from grpo.errors import TrainingError
 from grpo.policy.attention import ordinary_attention
 from grpo.policy.batch import Batch, make_batch
@@ -192,6 +193,18 @@ def test_checkpointed_layers_give_the_same_gradient(make_trainer: Callable[..., 
     assert num_forward == {"plain": 1, "again": 2}
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    plain, fused = (
+        steepest(make_trainer(learning_rate=1.0, max_grad_norm=1e9, exact=False, layout=Trainer(compile=on))) for on in (False, True)
+    )
+    assert not any(module._compiled_call_impl for module in plain.model.modules())
+    assert sum(module._compiled_call_impl is not None for module in fused.model.modules()) == 3 * len(plain.model.model.layers) + 1
+    expected, found = (gradient_after(trainer, lambda t=trainer: t.policy_update(batch_of_six())) for trainer in (plain, fused))
+    difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
+    assert difference < 0.02 * torch.cat([gradient.flatten() for gradient in expected.values()]).norm()  # of bfloat16's rounding, 0.004
 
 
 def test_an_on_policy_update_is_a_policy_gradient(make_trainer: Callable[..., PolicyTrainer]) -> None:

@@ -27,7 +27,7 @@ def worker(tiny_qwen2: Path) -> Iterator[RolloutWorker]:
 
 
 def update_of(folder: Path, version: int, seed: int) -> WeightUpdate:
-    return pack_weights(perturb(read_safetensors(folder), seed), version, torch.bfloat16)
+    return pack_weights(perturb(read_safetensors(folder), seed).items(), version, torch.bfloat16)
 
 
 def test_in_place_reload_of_a_dense_model_equals_a_fresh_engine(worker: RolloutWorker) -> None:
@@ -72,7 +72,7 @@ def test_a_layer_that_kept_other_weights_is_named(layer: str, worker: RolloutWor
     from rollout.readback import mismatched_weights
 
     sent = {name: tensor.to(torch.bfloat16) for name, tensor in perturb(read_safetensors(tiny_qwen2), seed=6).items()}
-    worker.sync(pack_weights(sent, 6, torch.bfloat16), "in_place")
+    worker.sync(pack_weights(sent.items(), 6, torch.bfloat16), "in_place")
     part = {"gate_up_proj": "up_proj", "qkv_proj": "k_proj", "norm": "norm", "lm_head": "embed_tokens"}[layer.rpartition(".")[2]]
     name = f"{layer.rpartition('.')[0]}.{part}.weight" if layer != "lm_head" else "model.embed_tokens.weight"
     sent[name] = sent[name] * 1.01

@@ -21,12 +21,12 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def update() -> WeightUpdate:
-    return pack_weights(tensors(1), version=7, dtype=torch.bfloat16)
+    return pack_weights(tensors(1).items(), version=7, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_round_trip_gives_the_cast_tensors_bit_for_bit(dtype: torch.dtype) -> None:
-    received = unpack_weights(pack_weights(tensors(1), version=7, dtype=dtype))
+    received = unpack_weights(pack_weights(tensors(1).items(), version=7, dtype=dtype))
     assert received.keys() == tensors(1).keys()
     for name, sent in tensors(1).items():
         assert received[name].dtype == dtype and torch.equal(received[name], sent.to(dtype))
@@ -34,12 +34,12 @@ def test_a_round_trip_gives_the_cast_tensors_bit_for_bit(dtype: torch.dtype) -> 
 
 def test_a_view_that_is_not_contiguous_travels_as_it_looks() -> None:
     matrix = torch.arange(6.0).reshape(2, 3)
-    assert unpack_weights(pack_weights({"t": matrix.T}, 0, torch.bfloat16))["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert unpack_weights(pack_weights({"t": matrix.T}.items(), 0, torch.bfloat16))["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_packed_update_is_a_copy() -> None:
     weight = torch.ones(2, 2)
-    update = pack_weights({"w": weight}, 0, torch.float32)
+    update = pack_weights({"w": weight}.items(), 0, torch.float32)
     weight += 1
     assert unpack_weights(update)["w"].tolist() == [[1, 1], [1, 1]]
 
@@ -65,13 +65,13 @@ def test_an_extra_tensor_is_named(update: WeightUpdate) -> None:
 
 
 def test_a_stale_tensor_is_named(update: WeightUpdate) -> None:
-    stale = pack_weights(tensors(0), version=6, dtype=torch.bfloat16).payload["embed.weight"]
+    stale = pack_weights(tensors(0).items(), version=6, dtype=torch.bfloat16).payload["embed.weight"]
     with pytest.raises(WeightSyncError, match=r": embed.weight differs from what was sent \(shape \[5, 4\], bfloat16\)$"):
         unpack_weights(with_payload(update, **{"embed.weight": stale}))
 
 
 def test_a_transposed_tensor_is_named(update: WeightUpdate) -> None:
-    transposed = pack_weights({"w": tensors(1)["layers.0.q.weight"].T}, 7, torch.bfloat16).payload["w"]
+    transposed = pack_weights({"w": tensors(1)["layers.0.q.weight"].T}.items(), 7, torch.bfloat16).payload["w"]
     with pytest.raises(WeightSyncError, match=r": layers.0.q.weight differs from what was sent"):
         unpack_weights(with_payload(update, **{"layers.0.q.weight": transposed}))
 
@@ -102,7 +102,7 @@ def test_the_faults_that_tests_inject_are_those_that_the_proof_finds(
 ) -> None:
     monkeypatch.setenv("GRPO_FAULT", fault)
     with pytest.raises(WeightSyncError, match=f"layers.0.q.weight {said}"):
-        unpack_weights(corrupt(update, before=pack_weights(tensors(0), 6, torch.bfloat16)))
+        unpack_weights(corrupt(update, before=pack_weights(tensors(0).items(), 6, torch.bfloat16)))
 
 
 def test_a_fault_that_does_not_exist_is_refused(update: WeightUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
