@@ -170,7 +170,9 @@ class Optimiser(Strict):
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.95
     max_grad_norm: PositiveFloat = 1.0
-    tokens_per_device: PositiveInt = Field(8192, description="tokens in one forward pass")
+    tokens_per_device: PositiveInt | None = Field(
+        None, description="tokens in one forward pass; by default what fits, by the model's shapes and the machine's memory"
+    )
     lora: Lora | None = None
     gradient_checkpointing: bool = Field(
         False, description="keep each layer's input only and compute the rest again: less memory, more time"

@@ -41,7 +41,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         at: Keys = ("stages", index)
         if isinstance(stage, config.Optimiser):
             yield from _optimiser(stage, at)
-        if isinstance(stage, config.SftStage | DistillStage) and stage.max_tokens > stage.tokens_per_device:
+        if isinstance(stage, config.SftStage | DistillStage) and stage.max_tokens > (stage.tokens_per_device or stage.max_tokens):
             text = f"max_tokens {stage.max_tokens} is more than tokens_per_device {stage.tokens_per_device}: the longest row would not fit "
             yield _clash(at, f"{text}one forward pass; raise tokens_per_device or lower max_tokens", "max_tokens", "tokens_per_device")
         if isinstance(stage, RlStage):
@@ -111,7 +111,7 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
         text = f"{stage.prompts_per_step} prompts cannot be shared out equally among {stage.updates_per_rollout} updates"
         yield _clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
     tokens = stage.max_prompt_tokens + stage.max_completion_tokens
-    if tokens > stage.tokens_per_device:
+    if tokens > (stage.tokens_per_device or tokens):
         text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than tokens_per_device {stage.tokens_per_device}: "
         remedy = f"the longest sample would not fit one forward pass; raise tokens_per_device to {tokens} or lower the others"
         yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "tokens_per_device")

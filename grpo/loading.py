@@ -13,10 +13,11 @@ Layers are merged in order: the recipe that is extended, the recipe itself, then
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from grpo.config import SOURCE_KEYS, Recipe
@@ -25,6 +26,7 @@ from grpo.problems import Keys, Place, Problem, dotted, found, in_reading_order,
 from grpo.schema import admits_null, spot_at, validated
 from grpo.yamltree import Node, locate, read_yaml, write_yaml
 
+NOTHING: Mapping[str, int] = MappingProxyType({})
 MODEL_KEYS = ("make", "path")
 FILE_KEYS = ("jsonl", "parquet", "csv")
 
@@ -79,9 +81,16 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     return LoadedRecipe(result.recipe, path, result.tree)
 
 
-def resolved_yaml(loaded: LoadedRecipe) -> str:
-    """The recipe as YAML with all defaults filled in; it loads to an equal recipe."""
-    return write_yaml(loaded.resolved)
+def resolved_yaml(loaded: LoadedRecipe, settled_tokens: Mapping[str, int] = NOTHING) -> str:
+    """The recipe as YAML with all defaults filled in; it loads to an equal recipe.
+
+    ``settled_tokens``: by stage, the tokens_per_device that the recipe left to the machine.
+    """
+    stages = [
+        {**stage, "tokens_per_device": settled_tokens[stage["name"]]} if stage["name"] in settled_tokens else stage
+        for stage in loaded.resolved["stages"]
+    ]
+    return write_yaml({**loaded.resolved, "stages": stages})
 
 
 def shipped_recipes() -> dict[str, Path]:

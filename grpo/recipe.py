@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DistillStage, MadeModel, PretrainedModel
+import yaml
+
+from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
 from grpo.errors import RecipeError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
@@ -64,21 +66,25 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         if all(planned.is_done for planned in plan):
             progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
             return _write_summary(loaded, run, plan, "complete")
-        (run.path / "recipe.yaml").write_text(resolved_yaml(loaded), encoding="utf-8")
+        settled = _settled_before(loaded, run)
         artifacts: dict[str, Artifact] = {}
         from grpo.stages import runner_of
+        from grpo.stages.budgets import settle_all
         from grpo.stages.workplace import Workplace
 
         work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress)
         try:
             _start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
+            settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
+            (run.path / "recipe.yaml").write_text(resolved_yaml(loaded, settled), encoding="utf-8")
             for planned in plan:
                 if planned.is_done:
                     progress.say(f"[{planned.number}/{len(plan)}] {planned.stage.name}: done before, skipped")
                     artifacts.update(_made_by(run, planned))
                     continue
-                _run_stage(planned, run, work, runner_of(planned.stage.kind))
+                _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
+                (run.path / "recipe.yaml").write_text(resolved_yaml(loaded, settled), encoding="utf-8")
                 _write_summary(loaded, run, plan, "running")
         except BaseException:
             _write_summary(loaded, run, plan, "failed")
@@ -90,7 +96,8 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
     return summary
 
 
-def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any) -> None:
+def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, settled: dict[str, int]) -> None:
+    """Run it and leave its record. ``settled`` holds tokens_per_device by stage; a stage whose model is made here adds its own."""
     stage = planned.stage
     folder = run.stage(planned.number, stage.name)
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt: its inputs are intact, so it is made again
@@ -99,6 +106,13 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any) ->
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
     work.progress.stage(planned.number, stage.name, stage.kind, f"from {planned.start}: {planned.sizes}")
+    if isinstance(stage, SftStage | RlStage | DistillStage) and stage.tokens_per_device is None:
+        if stage.name not in settled:
+            from grpo.stages.budgets import tokens_per_device
+
+            start = stage.from_ if isinstance(stage.from_, str) else f"{stage.name}_student"
+            settled[stage.name] = tokens_per_device(stage, work.recipe, work.base, work.artifacts[start].path)
+        stage = stage.model_copy(update={"tokens_per_device": settled[stage.name]})
     outcome = runner(stage, work, folder)
     if outcome.artifact is not None:
         work.artifacts[stage.name] = outcome.artifact
@@ -117,6 +131,16 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any) ->
     }
     run.write_record(planned.number, stage.name, record)
     work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
+
+
+def _settled_before(loaded: LoadedRecipe, run: RunFolder) -> dict[str, int]:
+    """tokens_per_device by stage, of an earlier start of this run: kept, so that the run repeats whatever memory this machine has."""
+    file = run.path / "recipe.yaml"
+    if not file.exists():
+        return {}
+    left_open = {stage.name for stage in loaded.recipe.stages if getattr(stage, "tokens_per_device", 0) is None}
+    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
+    return {stage["name"]: stage["tokens_per_device"] for stage in stages if stage["name"] in left_open and stage.get("tokens_per_device")}
 
 
 def _result(metrics: Any) -> str:

@@ -22,6 +22,7 @@ from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
+from grpo.policy.budget import MOST_TOKENS
 from grpo.policy.export import checkpoint_weights, write_folder
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
@@ -214,7 +215,8 @@ class PolicyTrainer:
         return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
-        return pack(batch, self.spec.optimiser.tokens_per_device, self.ranks.rank, self.ranks.size)
+        tokens = self.spec.optimiser.tokens_per_device or max(MOST_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
+        return pack(batch, tokens, self.ranks.rank, self.ranks.size)
 
     def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:
         return completion_logprobs(of or self.model, packed, self.spec.temperature, autocast=self._is_rounded)

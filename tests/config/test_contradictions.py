@@ -14,7 +14,10 @@ Problems = Callable[..., list[str]]
     [
         ("stages.reason.warmup_updates=13", "is more than the stage's 12 updates"),
         ("stages.reason.updates_per_rollout=3", "16 prompts cannot be shared out equally among 3 updates; make prompts_per_step"),
-        ("stages.reason.max_completion_tokens=7681", "= 8193 is more than tokens_per_device 8192: the longest sample would not fit"),
+        (
+            "stages.reason={max_completion_tokens: 7681, tokens_per_device: 8192}",
+            "= 8193 is more than tokens_per_device 8192: the longest sample would not fit",
+        ),
         (
             "stages.reason.clip_low=10",
             "clip_low 10 puts the lower bound of the ratio at -9, where no ratio can be; write a number from 0 to 1",

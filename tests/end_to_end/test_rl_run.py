@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.end_to_end.conftest import Grpo, rows_of
 
@@ -36,6 +37,9 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
     }
     assert stage["metrics"]["eval/num_problems"] == 16
     assert (finished / "report.html").exists()
+
+    resolved = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert 0 < resolved["stages"][0]["tokens_per_device"] <= 4096  # left open in the recipe, settled for this machine
 
     steps = rows_of(finished / "01-reason" / "metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2]
@@ -150,10 +154,13 @@ def test_batches_whose_gradient_is_not_finite_are_kept_and_three_in_a_row_stop_t
 
 
 @pytest.mark.slow
-def test_what_stops_a_trainer_from_being_made_is_said_as_it_is(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+def test_adapters_that_match_no_layer_are_refused_before_a_model_is_loaded(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     result = grpo("run", small_rl, "stages.reason.lora={targets: [qproj]}", "--out", tmp_path / "run")
-    assert result.returncode == 1
-    assert "lora.targets ['qproj'] match no layer of Qwen2ForCausalLM; its linear layers are down_proj, gate_proj" in result.stderr
+    assert result.returncode == 2
+    assert (
+        "stage 'reason': lora.targets ['qproj'] match no layer of Qwen2ForCausalLM; its linear layers are down_proj, gate_proj"
+        in result.stderr
+    )
     assert "memory" not in result.stderr and "Traceback" not in result.stderr
 
 
