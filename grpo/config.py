@@ -117,12 +117,18 @@ class Evaluation(Strict):
 class Rollout(Strict):
     """The engines and how many of them."""
 
-    engine: Literal["vllm", "scripted"] = "vllm"
+    engine: Literal["vllm", "hf", "scripted"] = Field("vllm", description="hf is transformers: slow, and where vLLM cannot run")
     workers: PositiveInt = 1
+    min_workers: PositiveInt = Field(1, description="the run stops where fewer are left")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="of each worker, before it is given up")
+    max_staleness: Literal[0, 1] = Field(
+        0, description="1: the next step's samples are drawn while this one trains, by weights that are one step old"
+    )
+    gpu_memory_frac: Fraction | None = Field(None, description="of a GPU for its engine; by default 0.9, or 0.45 where a trainer shares it")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_cache_gib: PositiveFloat = 1.0
     max_sequences: PositiveInt = 256
-    deadline_s: PositiveFloat = 600.0
+    deadline_s: PositiveFloat = Field(600.0, description="a worker that finishes no sample for so long is replaced")
     sync: Literal["auto", "in_place", "rebuild"] = Field(
         "auto", description="auto: in place where the start-up self-test proves it right, else rebuild"
     )
@@ -301,6 +307,7 @@ class Recipe(Strict):
     tags: Tags = Tags()
     data: dict[str, DataSource] = Field(default_factory=dict)
     evaluation: Evaluation | None = None
+    deterministic: bool = Field(True, description="prompts go to fixed workers, so that a run repeats bit for bit on a CPU")
     rollout: Rollout = Rollout()
     trainer: Trainer = Trainer()
     reward_deadline_s: PositiveFloat = 5.0

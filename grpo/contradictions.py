@@ -34,6 +34,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.engine != "scripted" and recipe.rollout.script:
         text = f"script is for engine: scripted, and the engine is {recipe.rollout.engine}; change the engine or delete script"
         yield _clash(("rollout",), text, "script", "engine")
+    if recipe.rollout.min_workers > recipe.rollout.workers:
+        text = f"min_workers {recipe.rollout.min_workers} is more than workers {recipe.rollout.workers}, so the run would stop at once; lower it"
+        yield _clash(("rollout",), text, "min_workers", "workers")
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"
         yield _clash(("trainer",), text, "shard", "ranks")

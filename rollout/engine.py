@@ -15,13 +15,16 @@ from rollout.weights import WeightUpdate
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs."""
+    """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs. ``gpu_share`` is how much
+    of a GPU the actor reserves, ``gpu_memory_frac`` how much of its memory the engine takes."""
 
     dtype: str = "bfloat16"
     kv_cache_gib: float = 1.0
     max_sequences: int = 256
     max_tokens: int = 2048
     num_threads: int = 2
+    gpu_share: float = 0.0
+    gpu_memory_frac: float = 0.9
 
 
 class RolloutEngine(Protocol):

@@ -1,23 +1,70 @@
-"""Faults on purpose: tests name one in GRPO_FAULT, and the weights that a worker receives, or a gradient, are corrupted the way it says."""
+"""Faults on purpose: tests name one in GRPO_FAULT. A weight update is corrupted, a gradient spoilt, or a process killed at a named point.
+
+GRPO_FAULT=drop                      one of FAULTS
+GRPO_FAULT=kill:generating:2@1       kill -9 of worker 1 at the second time that it reaches the point "generating"; without @1, of any process
+GRPO_FAULT=hang:generating:1         the process sleeps there instead
+GRPO_FAULT_MARK=/some/file           the fault happens once: the file is made as it does, and nothing happens where it exists
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
+import time
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from rollout.weights import WeightUpdate
 
 FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient")
+POINTS = ("starting", "idle", "generating", "syncing", "updating", "saving")
+HANG_S = 3600.0
+VARIABLES = ("GRPO_FAULT", "GRPO_FAULT_MARK")
+
+_reached: Counter[str] = Counter()
 
 
 def fault() -> str:
     """The fault that tests asked for, or "". Raises ValueError for one that does not exist, so that no test passes by a typing mistake."""
     name = os.environ.get("GRPO_FAULT", "")
-    if name and name not in FAULTS:
-        raise ValueError(f"GRPO_FAULT={name!r} is not one of {FAULTS}")
-    return name
+    if not name or name in FAULTS:
+        return name
+    _point_fault(name)
+    return ""
+
+
+def fault_asked_for() -> bool:
+    return bool(os.environ.get("GRPO_FAULT"))
+
+
+def fault_point(point: str, worker: int | None = None) -> None:
+    """Die or hang here where GRPO_FAULT says so."""
+    name = os.environ.get("GRPO_FAULT", "")
+    if not name or name in FAULTS:
+        return
+    what, where, count, whose = _point_fault(name)
+    if where != point or (whose is not None and whose != worker):
+        return
+    _reached[point] += 1
+    mark = os.environ.get("GRPO_FAULT_MARK")
+    if _reached[point] != count or (mark and Path(mark).exists()):
+        return
+    if mark:
+        Path(mark).touch()
+    if what == "hang":
+        time.sleep(HANG_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _point_fault(name: str) -> tuple[str, str, int, int | None]:
+    found = re.fullmatch(r"(kill|hang):([a-z]+):(\d+)(?:@(\d+))?", name)
+    if not found or found[2] not in POINTS:
+        raise ValueError(f"GRPO_FAULT={name!r} is neither one of {FAULTS} nor kill:POINT:COUNT[@WORKER] with a POINT of {POINTS}")
+    return found[1], found[2], int(found[3]), int(found[4]) if found[4] else None
 
 
 def corrupt(update: WeightUpdate, before: WeightUpdate | None) -> WeightUpdate:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rollout.errors import EngineError
 from rollout.types import Completion, Finished, Request
@@ -20,12 +22,16 @@ class ScriptedEngine:
         self.script = script
         self.version = -1
         self._waiting: list[Request] = []
-        self._tokenizer = None
+        self._tokenizer: Any = None
+        self._ends: set[int] = set()
 
     def load_model(self, folder: Path, version: int) -> None:
-        from transformers import AutoTokenizer
+        """Of a model only its tokenizer and its end token, so that a scripted worker is light: no torch, no transformers."""
+        from tokenizers import Tokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        ends = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+        self._ends = {ends} if isinstance(ends, int) else set(ends or [])
         self.version = version
 
     def load_weights(self, update: WeightUpdate) -> None:
@@ -47,9 +53,8 @@ class ScriptedEngine:
         self._waiting = []
 
     def _finish(self, request: Request) -> Finished:
-        assert self._tokenizer is not None, "load_model comes first"
         tokens = tuple(self.script(request, self.version))[: request.sampling.max_tokens]
-        stopped = bool(tokens) and tokens[-1] == self._tokenizer.eos_token_id
+        stopped = bool(tokens) and tokens[-1] in self._ends
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         half = (-0.6931471805599453,) * len(tokens)
         return Finished(

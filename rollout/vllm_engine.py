@@ -54,6 +54,7 @@ class VllmEngine:
             # A seeded request whose prompt is prefilled in pieces fails on CPU, so every prompt must fit one batch.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(8192, self.settings.max_tokens),
+            gpu_memory_utilization=self.settings.gpu_memory_frac,
             # A prompt is shared by its samples in whole blocks; of vLLM's 128 tokens on CPU, a short prompt would fill none.
             block_size=32 if current_platform.is_cpu() else None,
             logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Literal
 
 from rollout.engine import EngineSettings, RolloutEngine
 from rollout.errors import EngineError
-from rollout.faults import corrupt, fault
+from rollout.faults import corrupt, fault, fault_asked_for, fault_point
 from rollout.proof import ReloadProof, prove_reload, write_model
 from rollout.types import Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
@@ -30,13 +31,23 @@ class SyncReceipt:
 
 
 class RolloutWorker:
-    """Everything a pool asks of an engine that lives elsewhere."""
+    """Everything a pool asks of an engine that lives elsewhere. ``index`` is its place in the pool, which a replacement inherits."""
 
-    def __init__(self, engine: str, settings: EngineSettings, script: str | None = None, base: Path = Path(".")):
-        self.settings = settings
+    def __init__(self, engine: str, settings: EngineSettings, script: str | None = None, base: Path = Path("."), index: int = 0):
+        self.settings, self.index = settings, index
         self.engine = _make_engine(engine, settings, script, base)
         self.folder: Path | None = None
+        self._unfinished = 0
+        self._refused: list[Finished] = []
         self._last_update: WeightUpdate | None = None
+
+    def start(self, folder: Path, version: int, update: WeightUpdate | None, mode: SyncMode) -> int:
+        """Hold what the other workers hold: the model of ``folder``, then the weights synced since. Returns the version held."""
+        fault_point("starting", self.index)
+        self.load_model(folder, version)
+        if update is not None:
+            self.sync(update, mode)
+        return self.engine.version
 
     def load_model(self, folder: Path, version: int) -> None:
         """Hold the model of a Hugging Face folder; its weights are ``version``."""
@@ -50,6 +61,7 @@ class RolloutWorker:
 
     def sync(self, update: WeightUpdate, mode: SyncMode) -> SyncReceipt:
         """Hold the weights of ``update``, proven. Raises WeightSyncError naming what is not as it was sent."""
+        fault_point("syncing", self.index)
         started = time.monotonic()
         received = corrupt(update, self._last_update) if fault() else update
         if mode == "in_place":
@@ -62,10 +74,22 @@ class RolloutWorker:
         return SyncReceipt(self.engine.version, len(update.manifest), num_bytes, time.monotonic() - started)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        self.engine.submit(requests)
+        """Queue requests. One that the engine refuses is answered by the next poll, like any other failure."""
+        for request in requests:
+            try:
+                self.engine.submit([request])
+            except Exception as error:  # an engine's own errors are of every family
+                self._refused.append(Finished(request.id, None, f"{type(error).__name__}: {error}"))
+        self._unfinished += len(requests)
 
     def poll(self, timeout_s: float) -> list[Finished]:
-        return self.engine.poll(timeout_s)
+        fault_point("generating", self.index)
+        refused, self._refused = self._refused, []
+        finished = refused or self.engine.poll(timeout_s)
+        self._unfinished -= len(finished)
+        if fault_asked_for() and not self._unfinished:
+            threading.Timer(0.1, fault_point, ("idle", self.index)).start()
+        return finished
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         self.engine.cancel(request_ids)
@@ -87,8 +111,12 @@ def _make_engine(kind: str, settings: EngineSettings, script: str | None, base: 
         from rollout.vllm_engine import VllmEngine
 
         return VllmEngine(settings)
+    if kind == "hf":
+        from rollout.hf_engine import HfEngine
+
+        return HfEngine(settings)
     if kind == "scripted":
         from rollout.scripted import ScriptedEngine, load_script
 
         return ScriptedEngine(load_script(str(script), base))
-    raise EngineError(f"rollout.engine {kind!r} is not known; known are vllm, scripted")
+    raise EngineError(f"rollout.engine {kind!r} is not known; known are vllm, hf, scripted")

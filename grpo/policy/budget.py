@@ -16,7 +16,7 @@ from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters
 
-MOST_TOKENS = {"cpu": 4096, "cuda": 32768}  # in one pass: more does not make matrix products faster
+MOST_TOKENS = {"cpu": 2048, "cuda": 32768}  # in one pass: more does not make matrix products faster
 USED_FRAC = 0.8  # of what is free: estimates err, and allocators keep some for themselves
 HEAD_BYTES = 2**29  # logits of a pass, and their gradient
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo.errors import TrainingError
+from grpo.policy.budget import footprint
 from grpo.policy.ranks import RankPlace
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+from rollout.faults import VARIABLES
 
 START_DEADLINE_S = 120.0
 
@@ -40,12 +44,13 @@ class _TrainerActor:
 class RemoteTrainer:
     """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result."""
 
-    def __init__(self, spec: TrainerSpec):
+    def __init__(self, spec: TrainerSpec, gpu_share: float = 0.0):
         ranks = spec.layout.ranks
-        self._group = _placement(ranks) if ranks > 1 else None
+        self._group = _placement(ranks, gpu_share) if ranks > 1 else None
         if spec.num_threads:
             spec = replace(spec, num_threads=max(1, spec.num_threads // ranks))
-        self._actors = [ray.remote(_TrainerActor).options(**_options(spec, self._group, rank)).remote() for rank in range(ranks)]
+        self._spec = spec
+        self._actors = [ray.remote(_TrainerActor).options(**_options(spec, self._group, rank, gpu_share)).remote() for rank in range(ranks)]
         meeting = self._wait([self._actors[0].meeting.remote()]) if ranks > 1 else None
         self._wait([actor.make.remote(spec, RankPlace(rank, ranks, meeting)) for rank, actor in enumerate(self._actors)])
 
@@ -79,21 +84,32 @@ class RemoteTrainer:
                     ray.get(ready)
             return ray.get(references[0]) if fetch else None
         except ray.exceptions.RayActorError as error:
-            raise TrainingError(
-                f"the trainer's process died (out of memory is the commonest cause; lower tokens_per_device): {error}"
-            ) from error
+            raise TrainingError(f"{_death(self._spec)}; Ray says: {str(error).strip().splitlines()[0]}") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TrainingError):
                 raise TrainingError(str(error.cause)) from None
             raise
 
 
-def _placement(ranks: int) -> PlacementGroup:
-    """A CPU and, where the cluster has any, a GPU for each rank, near each other. Raises TrainingError where there are not so many."""
+def _death(spec: TrainerSpec) -> str:
+    """What to think and do when a trainer's process is gone: out of memory is the commonest cause."""
+    needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
+    needed = footprint(spec.model, spec.optimiser, spec.layout, needs_reference, "cpu")
+    tokens = spec.optimiser.tokens_per_device
+    memory = psutil.virtual_memory()
+    return (
+        f"the trainer's process died, most likely of too little memory. It holds {needed.in_words()}, and a pass has up to {tokens} tokens; this "
+        f"machine has {memory.total / 2**30:.1f} GiB, of which {memory.available / 2**30:.1f} are free now. Lower tokens_per_device (by half), set "
+        "gradient_checkpointing: true, or train with lora; then run again: the run resumes"
+    )
+
+
+def _placement(ranks: int, gpu_share: float) -> PlacementGroup:
+    """A CPU and, where the cluster has any, its share of a GPU for each rank, near each other. Raises TrainingError where there are too few."""
     there = ray.cluster_resources()
-    each = {"CPU": 1.0} | ({"GPU": 1.0} if there.get("GPU") else {})
+    each = {"CPU": 1.0} | ({"GPU": gpu_share} if gpu_share else {})
     for kind in each:
-        if there.get(kind, 0) < ranks:
+        if there.get(kind, 0) < ranks * each[kind]:
             raise TrainingError(f"trainer.ranks = {ranks} needs {ranks} {kind}s, and there are {there.get(kind, 0):.0f}; lower it")
     group = placement_group([each] * ranks, strategy="PACK")
     if not group.wait(START_DEADLINE_S):
@@ -104,12 +120,11 @@ def _placement(ranks: int) -> PlacementGroup:
     return group
 
 
-def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int) -> dict[str, Any]:
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": min(1.0, num_gpus / 2), "max_restarts": 0}
+def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int, gpu_share: float) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpu_share, "max_restarts": 0}
     if group is not None:
-        options |= {"num_cpus": 1, "num_gpus": 1 if num_gpus else 0}
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        options |= {"num_cpus": 1, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
+    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     if spec.num_threads:
-        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads), "TOKENIZERS_PARALLELISM": "false"}}
-    return options
+        variables |= {"OMP_NUM_THREADS": str(spec.num_threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {**options, "runtime_env": {"env_vars": variables}}

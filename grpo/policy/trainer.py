@@ -29,7 +29,7 @@ from grpo.policy.packing import PackedPass, pack
 from grpo.policy.proof import check_layout
 from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
-from rollout.faults import fault
+from rollout.faults import fault, fault_point
 from rollout.weights import WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -129,6 +129,7 @@ class PolicyTrainer:
         a rollout; the engine's are then compared with them, and TrainingError is raised, before any weight has changed, where the mean
         absolute difference by token exceeds ``max_logprob_gap``. Metrics are of the samples that contribute to the gradient.
         """
+        fault_point("updating")
         algorithm = self.spec.algorithm
         assert algorithm is not None, "a supervised trainer has no policy objective"
         if not batch.loss_mask.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -61,11 +62,10 @@ def _known_models(recipe: Recipe, base: Path) -> Iterator[tuple[TrainedStage, Pa
 
 
 def _free_bytes(recipe: Recipe, needed: Footprint, total_bytes: int, device: str) -> float:
-    """For one rank. On a CPU all processes share the memory; a GPU that is shared with an engine is half the engine's."""
+    """For one rank. On a CPU all processes share the memory; a GPU that engines share keeps an equal part for each."""
     ranks, rollout = recipe.trainer.ranks, recipe.rollout
     if device == "cuda":
-        shared = ray.cluster_resources()["GPU"] < ranks + rollout.workers
-        return total_bytes * (0.5 if shared else 1.0) - PROCESS_BYTES
+        return total_bytes / math.ceil((ranks + rollout.workers) / ray.cluster_resources()["GPU"]) - PROCESS_BYTES
     engine = 4 * needed.num_parameters + rollout.kv_cache_gib * GIB + PROCESS_BYTES if rollout.engine != "scripted" else 0
     return (total_bytes - DRIVER_BYTES - rollout.workers * engine) / ranks - PROCESS_BYTES
 

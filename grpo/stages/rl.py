@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
 from rollout.pool import RolloutPool
-from rollout.types import Prompt, Sampling
+from rollout.types import Completion, Prompt, Sampling
 
 MIN_GAP_BOUND = 0.01
 GAP_BOUND_FACTOR = 3.0
@@ -112,27 +113,29 @@ class _Loop:
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
+        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="rollout-ahead")
+        self.drawn_ahead: Future[list[list[Completion]]] | None = None
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
         stage, clock = self.stage, _Clock()
-        chosen = [self.prompts[i] for i in indices_of_step(len(self.prompts), stage.prompts_per_step, step, self.seed)]
+        chosen = self.prompts_of(step)
         with clock("rollout"):
-            completions = self.pool.sample(
-                chosen,
-                stage.samples_per_prompt,
-                self.sampling,
-                seed=self.seed,
-                step=step,
-                deadline_s=self.work.recipe.rollout.deadline_s,
-                progress=lambda done, total: self.work.progress.doing(f"step {step + 1}/{stage.steps}: {done}/{total} samples"),
-            )
+            completions = self.drawn_ahead.result() if self.drawn_ahead else self.draw(chosen, step)
+            staleness = self.pool.version - min(completion.version for drawn in completions for completion in drawn)
+        self.drawn_ahead = None
+        if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
+            self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
         with clock("reward"):
             groups = score_groups(self.rewards, chosen, completions)
             self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
-            updates = [self.update(batch) for batch in self.minibatches(groups, advantages_PG, step)]
+            bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
+            updates = [self.update(batch, bound) for batch in self.minibatches(groups, advantages_PG, step, bound)]
+        with clock("rollout_ahead"):
+            if self.drawn_ahead is not None:
+                wait([self.drawn_ahead])
         with clock("sync"):
             version = self.pool.version + 1
             receipts = self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
@@ -142,14 +145,32 @@ class _Loop:
             **_reward_failures(self.rewards),
             "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
             "sync/version": version,
-            "sync/tensors": receipts[0].num_tensors,
+            "sync/tensors": receipts[0].num_tensors
+            if receipts
+            else 0,  # none where every worker was replaced, and began with these weights
+            "rollout/staleness": staleness,
+            "rollout/workers_lost": self.pool.num_lost,
         }
         if stage.eval_every and (step + 1) % stage.eval_every == 0:
             with clock("eval"):
                 metrics |= self.evaluate()
         return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
 
-    def minibatches(self, groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> Iterator[Batch]:
+    def prompts_of(self, step: int) -> list[Prompt]:
+        return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
+
+    def draw(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+        return self.pool.sample(
+            prompts,
+            self.stage.samples_per_prompt,
+            self.sampling,
+            seed=self.seed,
+            step=step,
+            deadline_s=self.work.recipe.rollout.deadline_s,
+            progress=lambda done, total: self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples"),
+        )
+
+    def minibatches(self, groups: Sequence[Group], advantages_PG: np.ndarray, step: int, max_logprob_gap: float) -> Iterator[Batch]:
         """The step's optimiser batches: whole groups, shuffled, in updates_per_rollout equal parts, old log-probabilities fixed for all.
 
         R1 shuffles samples; we shuffle groups, so that a prompt is computed once for all its samples.
@@ -168,7 +189,7 @@ class _Loop:
         if not batches:
             raise TrainingError(f"step {step + 1}: no sample could be judged{self.first_reward_error()}")
         if parts > 1:
-            batches = [self.trainer.with_old_logprobs(batch, self.max_logprob_gap) for batch in batches]
+            batches = [self.trainer.with_old_logprobs(batch, max_logprob_gap) for batch in batches]
         for batch in batches:
             if self.stage.refresh_reference_every and self.num_updates and self.num_updates % self.stage.refresh_reference_every == 0:
                 self.trainer.refresh_reference()
@@ -195,9 +216,9 @@ class _Loop:
             batch = batch.without_tokens_of(~np.isin(batch.group, moved))
         return batch
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch, max_logprob_gap: float) -> dict[str, float]:
         """One optimiser step. A batch whose gradient was not finite is kept beside the metrics, to be looked into."""
-        metrics = self.trainer.policy_update(batch, self.max_logprob_gap)
+        metrics = self.trainer.policy_update(batch, max_logprob_gap)
         if metrics["train/skipped_updates"]:
             why = "no token of its samples counts" if metrics["train/empty_updates"] else "its gradient is not finite"
             self.work.progress.say(f"  update {self.num_updates + 1} skipped: {why}")

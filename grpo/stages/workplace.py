@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RewardRuntime, RewardSpec
 from rollout.engine import EngineSettings
-from rollout.pool import RolloutPool
+from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt
 
 if TYPE_CHECKING:
@@ -116,16 +117,31 @@ class Workplace:
                 max_sequences=settings.max_sequences,
                 max_tokens=self._longest_sequence(),
                 num_threads=self.num_threads,
+                gpu_share=self.gpu_share,
+                gpu_memory_frac=settings.gpu_memory_frac or 0.9 * (self.gpu_share or 1.0),
             )
-            self._pool = RolloutPool(settings.engine, engine, settings.workers, settings.script, self.base)
+            workers = PoolSettings(
+                settings.workers,
+                settings.min_workers,
+                settings.max_restarts,
+                dispatch="fixed" if self.recipe.deterministic else "balanced",
+            )
+            self._pool = RolloutPool(settings.engine, engine, workers, settings.script, self.base, self.progress.say)
         if self._pool_holds != model.path or self._pool.version != 0:
             self._pool.load_model(model.path, version=0)
             self._pool_holds = model.path
         return self._pool
 
+    @property
+    def gpu_share(self) -> float:
+        """Of a GPU for each engine and each trainer rank: a whole one where there are enough, else equal parts."""
+        num_gpus = ray.cluster_resources().get("GPU", 0)
+        actors = self.recipe.rollout.workers + self.recipe.trainer.ranks
+        return 1.0 / math.ceil(actors / num_gpus) if num_gpus else 0.0
+
     @contextlib.contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
-        trainer = RemoteTrainer(spec)
+        trainer = RemoteTrainer(spec, self.gpu_share)
         try:
             yield trainer
         finally:

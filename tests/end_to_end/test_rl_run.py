@@ -188,3 +188,36 @@ def test_more_ranks_than_there_is_room_for_are_refused_rather_than_waited_for(gr
     result = grpo("run", small_rl, "trainer.ranks=999", "--out", tmp_path / "run")
     assert result.returncode == 1
     assert "trainer.ranks = 999 needs 999 CPUs, and there are" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_samples_drawn_ahead_are_one_step_old_and_weighted_for_it(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    changes = ["rollout.max_staleness=1", "stages.reason.steps=4", "stages.reason.learning_rate=0.01"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    stage = tmp_path / "run" / "01-reason"
+    steps, samples = rows_of(stage / "metrics.jsonl"), rows_of(stage / "samples.jsonl")
+    assert [row["rollout/staleness"] for row in steps] == [0, 1, 1, 1]
+    assert [{row["version"] for row in samples if row["step"] == step} for step in (1, 2, 3, 4)] == [{0}, {0}, {1}, {2}]
+    assert steps[1]["rollout/logprob_gap"] > steps[0]["rollout/logprob_gap"] and steps[1]["rollout/importance_max"] > 1.01
+    strict = grpo("run", small_rl, *changes, "rollout.max_staleness=0", "--out", tmp_path / "strict")
+    assert strict.returncode == 0
+    prompts = lambda rows: [row["prompt_id"] for row in rows]  # noqa: E731
+    assert prompts(samples) == prompts(rows_of(tmp_path / "strict" / "01-reason" / "samples.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_trainer_that_dies_is_reported_with_numbers_and_remedies(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    result = grpo("run", small_rl, "--out", tmp_path / "run", env={"GRPO_FAULT": "kill:updating:2"})
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    for words in (
+        "the trainer's process died",
+        "optimiser 0.0",
+        "a pass has up to 2048 tokens",
+        "Lower tokens_per_device",
+        "run resumes",
+    ):
+        assert words in result.stderr
+    again = grpo("run", small_rl, "--out", tmp_path / "run")
+    assert again.returncode == 0

@@ -19,7 +19,7 @@ REQUESTS = [Request(f"r{i}", (i,), Sampling(max_tokens=4), seed=i) for i in rang
 @pytest.fixture
 def echo(tiny_qwen2: Path) -> ScriptedEngine:
     """Answers a request with its prompt and its version, and an end where there is room for one."""
-    engine = ScriptedEngine(lambda request, version: (*request.tokens, 65 + version, engine._tokenizer.eos_token_id))
+    engine = ScriptedEngine(lambda request, version: (*request.tokens, 65 + version, *engine._ends))
     engine.load_model(tiny_qwen2, version=3)
     return engine
 
@@ -72,7 +72,7 @@ def test_a_failed_request_is_named_and_the_others_are_cancelled(echo: ScriptedEn
 
 
 def test_a_completion_says_how_it_ended_and_which_version_drew_it(echo: ScriptedEngine) -> None:
-    end = echo._tokenizer.eos_token_id
+    (end,) = echo._ends
     ended, cut = generate(echo, [Request("a", (66,), Sampling(max_tokens=3), 0), Request("b", (66,), Sampling(max_tokens=2), 0)], 10)
     assert (ended.tokens, ended.finish, ended.version) == ((66, 68, end), "stop", 3)
     assert (cut.tokens, cut.finish, cut.version) == ((66, 68), "length", 3)

@@ -1,0 +1,146 @@
+"""What every engine does, asked of each alike: vLLM, transformers, and the scripted one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rollout.engine import EngineSettings, RolloutEngine, generate
+from rollout.errors import WeightSyncError
+from rollout.proof import perturb, read_safetensors
+from rollout.types import Request, Sampling
+from rollout.weights import WeightUpdate, pack_weights
+
+PROMPTS = [(5, 6, 7), (8, 9, 10, 11), (12, 13)]
+SAMPLING = Sampling(max_tokens=8, temperature=0.7)
+
+
+def made(kind: str) -> RolloutEngine:
+    # transformers makes logits in the model's own type, and in bfloat16 the likeliest tokens are often as likely as each other
+    settings = EngineSettings(max_tokens=64, max_sequences=16, dtype="float32" if kind == "hf" else "bfloat16")
+    if kind == "vllm":
+        from rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(settings)
+    if kind == "hf":
+        from rollout.hf_engine import HfEngine
+
+        return HfEngine(settings)
+    from rollout.scripted import ScriptedEngine
+
+    return ScriptedEngine(lambda request, version: [(request.seed + version + i) % 200 + 40 for i in range(20)])
+
+
+@pytest.fixture(scope="module", params=["vllm", "hf", "scripted"])
+def engine(request: pytest.FixtureRequest, tiny_qwen2: Path) -> Iterator[RolloutEngine]:
+    engine = made(request.param)
+    engine.load_model(tiny_qwen2, version=3)
+    yield engine
+    engine.close()
+
+
+def requests(num: int = 6, sampling: Sampling = SAMPLING, name: str = "r") -> list[Request]:
+    return [Request(f"{name}{i}", PROMPTS[i % 3], sampling, seed=100 + i) for i in range(num)]
+
+
+def update(folder: Path, version: int, seed: int) -> WeightUpdate:
+    return pack_weights(perturb(read_safetensors(folder), seed).items(), version, torch.bfloat16)
+
+
+def test_a_completion_is_whole(engine: RolloutEngine) -> None:
+    for completion in generate(engine, requests(), 60):
+        assert 1 <= len(completion.tokens) <= 8
+        assert len(completion.tokens) == len(completion.logprobs) == len(completion.trainable)
+        assert all(logprob <= 0 for logprob in completion.logprobs) and all(completion.trainable)
+        assert completion.finish in ("stop", "length") if len(completion.tokens) == 8 else completion.finish == "stop"
+        assert completion.versions == ((0, engine.version),)
+
+
+def test_a_seed_repeats_and_seeds_differ(engine: RolloutEngine) -> None:
+    first, second = generate(engine, requests(12), 60), generate(engine, requests(12), 60)
+    assert first == second
+    assert len({completion.tokens for completion in first}) > 6
+
+
+def test_more_requests_than_fit_at_once_are_all_drawn(engine: RolloutEngine) -> None:
+    assert len(generate(engine, requests(40), 60)) == 40
+
+
+def test_what_is_cancelled_never_comes(engine: RolloutEngine) -> None:
+    asked = requests(6, name="c")
+    engine.submit(asked)
+    engine.cancel([asked[1].id, asked[4].id])
+    came = []
+    for _ in range(100):
+        finished = engine.poll(1.0)
+        came += [end.request_id for end in finished if end.completion is not None and end.completion.finish != "abort"]
+        if not finished:
+            break
+    assert sorted(came) == ["c0", "c2", "c3", "c5"]
+
+
+def test_new_weights_have_their_version_and_wrong_ones_are_refused(engine: RolloutEngine, tiny_qwen2: Path) -> None:
+    before = generate(engine, requests(), 60)
+    engine.load_weights(update(tiny_qwen2, version=9, seed=4))
+    after = generate(engine, requests(), 60)
+    assert {completion.version for completion in after} == {9}
+    assert [c.tokens for c in after] != [c.tokens for c in before]
+    wrong = update(tiny_qwen2, version=10, seed=5)
+    name = next(iter(wrong.payload))
+    with pytest.raises(WeightSyncError, match="differs from what was sent"):
+        engine.load_weights(replace(wrong, payload={**wrong.payload, name: wrong.payload[name][::-1]}))
+    assert engine.version == 9
+    engine.load_model(tiny_qwen2, version=3)
+    assert [c.tokens for c in generate(engine, requests(), 60)] == [c.tokens for c in before]
+
+
+# --- what only models can do ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampler(engine: RolloutEngine) -> RolloutEngine:
+    if type(engine).__name__ == "ScriptedEngine":
+        pytest.skip("no model draws its completions")
+    return engine
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_qwen2: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+
+
+def scaled_logprobs(plain: Any, prompt: tuple[int, ...], tokens: tuple[int, ...], temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        logits = plain(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    return (logits / temperature).log_softmax(-1)
+
+
+def test_log_probs_are_those_of_the_distribution_drawn_from(sampler: RolloutEngine, plain: Any) -> None:
+    # At temperature 0.7 a raw log-probability differs from a processed one by tenths; bfloat16 by hundredths.
+    gaps = []
+    for request, completion in zip(requests(), generate(sampler, requests(), 60), strict=True):
+        expected = scaled_logprobs(plain, request.tokens, completion.tokens, 0.7)[range(len(completion.tokens)), completion.tokens]
+        gaps += (expected - torch.tensor(completion.logprobs)).abs().tolist()
+    assert sum(gaps) / len(gaps) < 0.05
+
+
+@pytest.mark.parametrize("cut", [Sampling(8, top_k=1), Sampling(8, top_p=1e-6), Sampling(8, min_p=1.0)])
+def test_filters_that_leave_one_token_draw_the_likeliest_with_certainty(sampler: RolloutEngine, cut: Sampling) -> None:
+    greedy = generate(sampler, requests(3, Sampling(8, temperature=0.0), name="g"), 60)
+    filtered = generate(sampler, requests(3, cut, name="f"), 60)
+    assert [c.tokens for c in filtered] == [c.tokens for c in greedy]
+    assert all(logprob == pytest.approx(0.0, abs=1e-5) for c in filtered for logprob in c.logprobs)
+
+
+def test_a_stop_string_ends_the_text_before_it(sampler: RolloutEngine) -> None:
+    free = generate(sampler, requests(96, Sampling(8, 1.0), name="w"), 60)
+    index, text = next((i, c.text) for i, c in enumerate(free) if len(c.text) > 3 and c.text[:3].isascii() and c.text[:3].isprintable())
+    stopped = generate(sampler, requests(96, Sampling(8, 1.0, stop=(text[1:3],)), name="s"), 60)[index]
+    assert stopped.finish == "stop" and stopped.text == text[: text.find(text[1:3])]
