@@ -2,12 +2,16 @@
 
     python scripts/bench_rollout.py [--path MODEL] [--prompts 16] [--samples 8] [--tokens 64] [--rounds 3] [--json]
     python scripts/bench_rollout.py --controller [--workers 64] [--prompts 64] [--samples 16] [--tokens 1000] [--json]
+    python scripts/bench_rollout.py --overlap [--seconds 1.0] [--json]
 
 First: a pool of one vLLM worker against a bare LLM.generate of the same requests in a process of its own; both are warm, and take turns. Without
 --path the model has 4M parameters and random weights. The ratio is the pool's samples a second by the bare engine's.
 
 --controller: the driver's own processor time for a step of prompts x samples completions from many scripted workers: handing out requests, taking
 completions, making the batch. What the workers do in their processes is not counted.
+
+--overlap: a step of the real loop with max_staleness 1 against strict alternation, where a scripted rollout and an update that only takes its time
+are equally long. The ratio is the overlapped step's seconds by the strict one's; 0.5 is the limit.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="of each completion")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--controller", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a rollout, and of an update, with --overlap")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
@@ -43,7 +50,8 @@ def main() -> int:
 
     _start_ray()
     with tempfile.TemporaryDirectory() as folder:
-        result = controller(Path(folder), arguments) if arguments.controller else against_bare(Path(folder), arguments)
+        measure = controller if arguments.controller else overlap if arguments.overlap else against_bare
+        result = measure(Path(folder), arguments)
     if arguments.json:
         print(json.dumps(result))
     return 0
@@ -136,6 +144,82 @@ def controller(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     pool.close()
     return {"controller_s": seconds, "wall_s": statistics.median(wall[1:]), "samples": num, "tokens": arguments.tokens}
+
+
+def overlap(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    model = tiny_model(folder / "model")
+    strict, in_turns = loop_of(0, folder, model, arguments.seconds)
+    overlapped, ahead = loop_of(1, folder, model, arguments.seconds)
+    ratio = overlapped / strict
+    print(
+        f"rollout and update of {arguments.seconds:.1f} s each: {strict:.2f} s a step in turns, {overlapped:.2f} s overlapped ({ratio:.2f} of it)"
+    )
+    return {"ratio": ratio, "strict_s": strict, "overlapped_s": overlapped, "rollouts_begun": {"strict": in_turns, "overlapped": ahead}}
+
+
+def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: int = 5) -> tuple[float, list[int]]:
+    """Median seconds of a step between the first and the last, and how many rollouts had begun when each update ended."""
+    from types import SimpleNamespace
+
+    from grpo.algorithm import GRPO
+    from grpo.config import Recipe
+    from grpo.stages.rl import _Loop
+    from grpo.types import Checkpoint
+    from rewards import RewardRuntime, RewardSpec
+    from rollout.engine import EngineSettings
+    from rollout.pool import PoolSettings, RolloutPool
+
+    (folder / "script.py").write_text(
+        f"import time\n{SCRIPT}".replace("    return", f"    time.sleep({seconds / 8})\n    return"), encoding="utf-8"
+    )
+    (folder / "size.py").write_text("def size(completion: str) -> float:\n    return float(len(completion))\n", encoding="utf-8")
+    stage = {"name": "reason", "kind": "rl", "prompts": "p", "rewards": [{"use": "./size.py:size"}], "steps": steps, "prompts_per_step": 2}
+    recipe = Recipe.model_validate(
+        {
+            "name": "overlap",
+            "model": "none",
+            "data": {"p": {"jsonl": "none"}},
+            "rollout": {"engine": "scripted", "script": "./script.py:numbers", "max_staleness": staleness},
+            "stages": [{**stage, "samples_per_prompt": 4, "max_completion_tokens": 8}],
+        }
+    )
+    pool = RolloutPool("scripted", EngineSettings(max_tokens=64), PoolSettings(), "./script.py:numbers", folder)
+    pool.load_model(model, version=0)
+    prompts = requests_of(argparse.Namespace(prompts=4, tokens=8), 0)[0]
+    prompts = [replace(prompt, columns={"prompt": "none"}) for prompt in prompts]
+    trainer = SleepingTrainer(seconds, pool)
+    work: Any = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(doing=lambda *_: None, say=lambda *_: None))
+    with RewardRuntime([RewardSpec("./size.py:size")], deadline_s=5.0, base=folder) as rewards:
+        loop = _Loop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
+        found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
+    pool.close()
+    return statistics.median(found[1:-1]), trainer.rollouts_begun
+
+
+class SleepingTrainer:
+    """A trainer's part of a step, as far as its time goes."""
+
+    def __init__(self, seconds: float, pool: Any):
+        self.seconds, self.rollouts_begun = seconds, []
+        self._num_begun, self._sample = 0, pool.sample
+        pool.sample = self._counted
+
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+        self._num_begun += 1
+        return self._sample(*args, **kwargs)
+
+    def policy_update(self, batch: Any, bound: float) -> dict[str, float]:
+        time.sleep(self.seconds)
+        self.rollouts_begun.append(self._num_begun)
+        return {"train/skipped_updates": 0.0}
+
+    def export(self, version: int, dtype: str) -> Any:
+        import ray
+        import torch
+
+        from rollout.weights import pack_weights
+
+        return ray.put(pack_weights([("w", torch.ones(2, 2))], version, torch.bfloat16))
 
 
 def requests_of(arguments: argparse.Namespace, step: int) -> tuple[list[Any], Any]:

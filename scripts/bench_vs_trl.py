@@ -123,7 +123,8 @@ def prepare_model(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def questions(steps: int) -> list[str]:
-    return [f"Calculate {7 + 3 * i} - {5 + i} + {2 * i}. Reply:" for i in range(PROMPTS * (steps + 1))]
+    """SmolLM2 answers these in about 25 tokens, and now and then in more than a hundred."""
+    return [f"What is {7 + i} + {5 + i}?" for i in range(PROMPTS * (steps + 1))]
 
 
 # -------------------------------------------------------------------------------------------------------------------------- ours

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -31,3 +33,18 @@ def test_bench_trainer_measures_memory_in_processes_of_their_own() -> None:
     found = last_line(SCRIPTS / "bench_trainer.py", "--model", "tiny", "--memory", "2x2x8", "--json")
     assert found["ours"]["peak_gib"] >= found["ours"]["before_gib"] > 0 and found["naive"]["peak_gib"] > 0
     assert found["logits_gib"] == 2 * 2 * 8 * 400 * 4 / 2**30
+
+
+def test_bench_rollout_overlaps_a_step_with_the_next_ones_samples() -> None:
+    found = last_line(SCRIPTS / "bench_rollout.py", "--overlap", "--seconds", "0.2", "--json")
+    assert found["rollouts_begun"] == {"strict": [1, 2, 3, 4, 5], "overlapped": [2, 3, 4, 5, 5]}
+    assert found["ratio"] == found["overlapped_s"] / found["strict_s"]
+
+
+@pytest.mark.slow
+def test_bench_rollout_compares_with_a_bare_engine_and_measures_the_controller() -> None:
+    small = ("--prompts", "2", "--samples", "2", "--tokens", "8", "--rounds", "1", "--json")
+    found = last_line(SCRIPTS / "bench_rollout.py", *small)
+    assert found["tokens"] == 2 * 2 * 8 and found["ratio"] == found["samples_per_s"]["pool"] / found["samples_per_s"]["bare"]
+    found = last_line(SCRIPTS / "bench_rollout.py", "--controller", "--workers", "3", *small)
+    assert found["samples"] == 4 and found["wall_s"] >= found["controller_s"] > 0
