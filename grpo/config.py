@@ -311,4 +311,9 @@ class Recipe(Strict):
     rollout: Rollout = Rollout()
     trainer: Trainer = Trainer()
     reward_deadline_s: PositiveFloat = 5.0
+    canary: str | None = Field(
+        None,
+        description="a right completion around {answer}, by which required rewards are tried before training; by default thinking and an "
+        "answer in the recipe's tags; an empty string tries nothing",
+    )
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,6 +68,18 @@ class Completion:
     def version(self) -> int:
         """The version that drew the last token."""
         return self.versions[-1][1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes as bytes: a million numbers as Python objects would take the driver longer than everything else it does."""
+        trainable = None if all(self.trainable) else bytes(self.trainable)
+        numbers = array("q", self.tokens).tobytes(), array("d", self.logprobs).tobytes()
+        return _from_bytes, (*numbers, trainable, self.text, self.finish, self.versions)
+
+
+def _from_bytes(tokens: bytes, logprobs: bytes, trainable: bytes | None, text: str, finish: Finish, versions: Any) -> Completion:
+    ids, floats = array("q", tokens), array("d", logprobs)
+    known = (True,) * len(ids) if trainable is None else tuple(map(bool, trainable))
+    return Completion(tuple(ids), tuple(floats), known, text, finish, versions)
 
 
 @dataclass(frozen=True)

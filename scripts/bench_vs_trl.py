@@ -9,13 +9,20 @@ under a limit of 128; a number forces that length by giving the model another en
 own, alternating; the first step of a run warms up and is left out; medians are compared. TRL generates with transformers, which is what it can do
 on a CPU. Ours is `grpo run`: Ray, vLLM, the trainer, a proven weight sync each step.
 
-Memory is the peak of the proportional set size over all processes of a side. Phases of ours are a step's own metrics.
+Memory is the peak of the proportional set size over all processes of a side. Phases of ours are a step's own metrics; TRL's are measured around its
+methods: drawing, log-probabilities (of the old policy and the reference, with rewards), the rest. A phase's limit is what the machine's matrix
+products and memory would allow, measured in the same run:
+
+    rollout   each token step reads all weights once, and each token takes 2 x parameters operations: the longer of the two
+    update    6 x parameters x tokens, and 2 more for the reference; a shared prompt once
+    sync      the weights in bfloat16, written, moved and loaded: three copies
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -26,12 +33,14 @@ from pathlib import Path
 from typing import Any
 
 PROMPTS, SAMPLES, LIMIT, BETA = 8, 8, 128, 0.04
+PROMPT_TOKENS = 10  # about
 REWARD = """
 import random
 def chance(prompt_id: str, completion: str) -> float:
     return random.Random(prompt_id + completion).random()
 """
 PHASES = ("rollout", "reward", "update", "sync")
+TRL_PHASES = ("rollout", "logprobs", "update")
 
 
 def main() -> int:
@@ -76,7 +85,10 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     ratio = medians["trl"] / medians["ours"]
     rates = {name: PROMPTS * SAMPLES / seconds for name, seconds in medians.items()}
     print(f"{arguments.model}, {arguments.lengths}: ours {rates['ours']:.2f} samples/s, TRL {rates['trl']:.2f}: {ratio:.1f} times as many")
-    print(f"  seconds of ours: {', '.join(f'{phase} {seconds:.2f}' for phase, seconds in phases.items())}")
+    limits = limits_of(folder / "model", sides["ours"][-1], BETA > 0)
+    of_trl = {phase: statistics.median(run["phases"][phase] for run in sides["trl"]) for phase in TRL_PHASES}
+    print("  ours, seconds (limit): " + ", ".join(f"{phase} {phases[phase]:.2f} ({limits.get(phase, 0):.2f})" for phase in PHASES))
+    print("  TRL, seconds: " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in of_trl.items()))
     print(f"  peak memory: ours {memory['ours']:.1f} GiB, TRL {memory['trl']:.1f} GiB")
     return {
         "model": arguments.model,
@@ -84,10 +96,35 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "ratio": ratio,
         "samples_per_s": rates,
         "step_s": medians,
-        "phases_s": phases,
+        "phases_s": {"ours": phases, "trl": of_trl},
+        "limits_s": limits,
         "tokens": tokens,
         "peak_gib": memory,
         "rounds": arguments.rounds,
+    }
+
+
+def limits_of(model: Path, run: dict[str, Any], has_reference: bool) -> dict[str, float]:
+    """Seconds that each phase of ours would take at the machine's own rates."""
+    import torch
+    from bench_trainer import matmul_rate
+    from safetensors import safe_open
+
+    parameters = 0
+    for file in model.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - no dictionary
+    rate = matmul_rate(torch.device("cpu"))
+    block = torch.ones(2**26)
+    block.clone()
+    started = time.perf_counter()
+    block.clone()
+    bytes_per_s = 2 * block.nbytes / (time.perf_counter() - started)
+    drawn = PROMPTS * SAMPLES * run["tokens"]
+    return {
+        "rollout": max(run["longest"] * 2 * parameters / bytes_per_s, 2 * parameters * drawn / rate),
+        "update": (8 if has_reference else 6) * parameters * (drawn + PROMPTS * PROMPT_TOKENS) / rate,
+        "sync": 3 * 2 * 2 * parameters / bytes_per_s,
     }
 
 
@@ -160,7 +197,9 @@ def run_ours(folder: Path, place: Path, arguments: argparse.Namespace) -> dict[s
     peak = run_watched(command)
     steps = [json.loads(line) for line in (place / "run" / "01-reason" / "metrics.jsonl").read_text().splitlines()][1:]
     median = lambda key: statistics.median(step[key] for step in steps)  # noqa: E731
+    samples = [json.loads(line) for line in (place / "run" / "01-reason" / "samples.jsonl").read_text().splitlines()]
     return {
+        "longest": statistics.median(max(row["completion_tokens"] for row in samples if row["step"] == step["step"]) for step in steps),
         "step_s": median("time/step_s"),
         "phases": {phase: median(f"time/{phase}_s") for phase in PHASES},
         "tokens": median("rollout/completion_tokens"),
@@ -215,11 +254,29 @@ def run_trl(folder: Path, steps: int, limit: int) -> int:
     )
     dataset = Dataset.from_list([{"prompt": question} for question in questions(steps)])
     trainer = GRPOTrainer(model=str(folder / "model"), args=settings, reward_funcs=chance, train_dataset=dataset, callbacks=[Clock()])
+    drawing, scoring = timed(trainer, "_generate"), timed(trainer, "_generate_and_score_completions")
     trainer.train()
     seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
-    found = {"step_s": statistics.median(seconds), "tokens": statistics.median(lengths[1:])}
+    step, rollout, scored = (statistics.median(values[1:] if values is not seconds else values) for values in (seconds, drawing, scoring))
+    phases = {"rollout": rollout, "logprobs": scored - rollout, "update": step - scored}
+    found = {"step_s": step, "tokens": statistics.median(lengths[1:]), "phases": phases}
     (folder / "trl.json").write_text(json.dumps(found), encoding="utf-8")
     return 0
+
+
+def timed(owner: Any, method: str) -> list[float]:
+    """Seconds of each call of ``method`` from now on."""
+    plain, seconds = getattr(owner, method), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, method, call)
+    return seconds
 
 
 # -------------------------------------------------------------------------------------------------------------------------- memory

@@ -32,16 +32,17 @@ def collect(
     assert stage.prompts is not None, "the graph check lets no such recipe through"
     model = work.checkpoint(model_name)
     prompts = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows).prompts
-    completions = work.pool(model).sample(
-        prompts,
-        stage.samples_per_prompt,
-        Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p),
-        seed=seed_of(stage, work),
-        step=0,
-        deadline_s=work.recipe.rollout.deadline_s,
-        progress=lambda done, total: work.progress.doing(f"{done}/{total} samples"),
-    )
     with work.rewards(stage.rewards) as rewards:
+        work.try_rewards(rewards, prompts)
+        completions = work.pool(model).sample(
+            prompts,
+            stage.samples_per_prompt,
+            Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p),
+            seed=seed_of(stage, work),
+            step=0,
+            deadline_s=work.recipe.rollout.deadline_s,
+            progress=lambda done, total: work.progress.doing(f"{done}/{total} samples"),
+        )
         groups = score_groups(rewards, prompts, completions)
     judged = judge(groups, stage.keep, work.recipe.tags)
     kept = [item for item in judged if item.dropped is None]

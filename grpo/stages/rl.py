@@ -45,20 +45,39 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     start = work.checkpoint(stage.from_)
     for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
         work.progress.say(f"  {stage.algorithm}: {deviation}")
-    before = evaluation.measure_checkpoint(work, start)
+    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens)
+    if prompts.num_too_long:
+        work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
+    with work.rewards(stage.rewards) as rewards:
+        work.try_rewards(rewards, prompts.prompts)
+        before = evaluation.measure_checkpoint(work, start)
+        metrics = _train(stage, work, folder, algorithm, start, rewards, prompts.prompts)
+    made = Checkpoint(folder / "model")
+    work.artifacts[stage.name] = made
+    after = evaluation.measure_checkpoint(work, made)
+    scores = evaluation.summary(after, before) if after is not None else {}
+    return Outcome(made, {**scores, **{f"last/{name}": value for name, value in metrics.items() if not name.startswith("eval/")}})
+
+
+def _train(
+    stage: RlStage,
+    work: Workplace,
+    folder: Path,
+    algorithm: Algorithm,
+    start: Checkpoint,
+    rewards: RewardRuntime,
+    prompts: Sequence[Prompt],
+) -> dict[str, float]:
+    """All steps. Returns the last one's metrics."""
     spec = TrainerSpec(
         start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads, seed_of(stage, work), work.recipe.trainer
     )
     with (
         work.trainer(spec) as trainer,
-        work.rewards(stage.rewards) as rewards,
         JsonLines(folder / "metrics.jsonl") as metrics_file,
         JsonLines(folder / "samples.jsonl") as samples_file,
     ):
-        prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens)
-        if prompts.num_too_long:
-            work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
-        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts.prompts)
+        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts)
         loop.prove_sync()
         for step in range(stage.steps):
             metrics, rows = loop.step(step)
@@ -66,11 +85,7 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
             samples_file.write_all(rows)
             work.progress.step(step + 1, stage.steps, metrics)
         trainer.save(folder / "model")
-    made = Checkpoint(folder / "model")
-    work.artifacts[stage.name] = made
-    after = evaluation.measure_checkpoint(work, made)
-    scores = evaluation.summary(after, before) if after is not None else {}
-    return Outcome(made, {**scores, **{f"last/{name}": value for name, value in metrics.items() if not name.startswith("eval/")}})
+    return metrics
 
 
 def algorithm_of(stage: RlStage, base: Path) -> Algorithm:

@@ -21,7 +21,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RewardRuntime, RewardSpec
+from rewards import RewardRuntime, RewardSpec, canary_problems
 from rollout.engine import EngineSettings
 from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt
@@ -150,6 +150,26 @@ class Workplace:
     def rewards(self, uses: Sequence[RewardUse]) -> RewardRuntime:
         """The runtime of these rewards, with the recipe's tag names where a reward asks for them."""
         return RewardRuntime([self.reward_spec(use) for use in uses], deadline_s=self.recipe.reward_deadline_s, base=self.base)
+
+    def try_rewards(self, rewards: RewardRuntime, prompts: Sequence[Prompt]) -> None:
+        """Before anything is trained: gold answers must score 1 and other rows' answers 0, by the very processes that will judge.
+
+        Raises DataError with the rows for which that is not so.
+        """
+        tags = self.recipe.tags
+        text = self.recipe.canary
+        if text is None:
+            text = f"<{tags.think}> see below </{tags.think}> <{tags.answer}> " + r"\boxed{{answer}}" + f" </{tags.answer}>"
+        rows = [prompt.columns for prompt in prompts]
+        if not text or not all("answer" in row for row in rows):
+            return
+        self.progress.doing("trying the rewards on gold answers")
+        problems = canary_problems(rewards, rows, lambda answer: text.replace("{answer}", answer))
+        if problems:
+            raise DataError(
+                "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
+                "written):\n  " + "\n  ".join(problems)
+            )
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
         return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)

@@ -221,3 +221,14 @@ def test_a_trainer_that_dies_is_reported_with_numbers_and_remedies(grpo: Grpo, s
         assert words in result.stderr
     again = grpo("run", small_rl, "--out", tmp_path / "run")
     assert again.returncode == 0
+
+
+def test_a_reward_that_calls_everything_right_is_found_out_before_anything_is_trained(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    (small_rl.parent / "lies.py").write_text(
+        "from rewards import reward\n\n@reward(required=True)\ndef generous(completion: str, answer: str) -> float:\n    return 1.0\n"
+    )
+    result = grpo("run", small_rl, "stages.reason.rewards=[{use: './lies.py:generous'}]", "--out", tmp_path / "run")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "the rewards cannot be trusted with these rows" in result.stderr
+    assert "scores 1 by 'generous', not 0; row: {" in result.stderr
+    assert not (tmp_path / "run" / "01-reason" / "metrics.jsonl").exists()
