@@ -260,17 +260,6 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
     return summary
 
 
-# The next pass needs what the last one freed. By default glibc gives large blocks back at once, and the kernel clears every page again: a
-# quarter of an update of SmolLM2 on two cores. Huge pages make those faults that remain cheap. Other allocators ignore these variables.
-KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-
-
 def _start_ray() -> None:
     """Ray on this machine, loopback only, without a dashboard; or the cluster that RAY_ADDRESS names."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -284,4 +273,6 @@ def _start_ray() -> None:
     with contextlib.chdir(Path(__file__).parents[1]):
         here = dict(num_cpus=os.cpu_count(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
         where = {} if os.environ.get("RAY_ADDRESS") else here
-        ray.init(log_to_driver=False, runtime_env={"env_vars": KEEP_FREED_MEMORY}, **where)
+        # Ray replaces the loopback address by one that can be reached from elsewhere, unless this says that there is no elsewhere.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = bool(os.environ.get("RAY_ADDRESS"))
+        ray.init(log_to_driver=False, **where)

@@ -227,7 +227,8 @@ def test_a_reward_that_calls_everything_right_is_found_out_before_anything_is_tr
     (small_rl.parent / "lies.py").write_text(
         "from rewards import reward\n\n@reward(required=True)\ndef generous(completion: str, answer: str) -> float:\n    return 1.0\n"
     )
-    result = grpo("run", small_rl, "stages.reason.rewards=[{use: './lies.py:generous'}]", "--out", tmp_path / "run")
+    lies = f"stages.reason.rewards=[{{use: '{small_rl.parent}/lies.py:generous'}}]"
+    result = grpo("run", small_rl, lies, "--out", tmp_path / "run")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "the rewards cannot be trusted with these rows" in result.stderr
     assert "scores 1 by 'generous', not 0; row: {" in result.stderr
