@@ -107,5 +107,5 @@ def test_the_faults_that_tests_inject_are_those_that_the_proof_finds(
 
 def test_a_fault_that_does_not_exist_is_refused(update: WeightUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPO_FAULT", "dorp")
-    with pytest.raises(ValueError, match="GRPO_FAULT='dorp' is not one of"):
+    with pytest.raises(ValueError, match="GRPO_FAULT='dorp' is neither one of"):
         corrupt(update, before=None)
