@@ -20,6 +20,7 @@ from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan
 from grpo.run.folder import RunFolder
 from grpo.run.progress import Progress
+from grpo.run.records import write_text
 from grpo.run.report import write_report
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
@@ -77,14 +78,14 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
             _start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
-            (run.path / "recipe.yaml").write_text(resolved_yaml(loaded, settled), encoding="utf-8")
+            write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
             for planned in plan:
                 if planned.is_done:
                     progress.say(f"[{planned.number}/{len(plan)}] {planned.stage.name}: done before, skipped")
                     artifacts.update(_made_by(run, planned))
                     continue
                 _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
-                (run.path / "recipe.yaml").write_text(resolved_yaml(loaded, settled), encoding="utf-8")
+                write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
         except BaseException:
             _write_summary(loaded, run, plan, "failed")

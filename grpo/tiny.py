@@ -157,7 +157,9 @@ def _build(
     tokenizer = make_tokenizer([piece for document in sample for piece in document], template_phrases(render(marker), marker), tags)
     _initial_model(made, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    optimiser = Optimiser(learning_rate=made.pretrain_learning_rate, warmup_updates=30, lr_schedule="cosine", weight_decay=0.1)
+    optimiser = Optimiser(
+        learning_rate=made.pretrain_learning_rate, warmup_updates=30, lr_schedule="cosine", weight_decay=0.1, tokens_per_device=8192
+    )
     trainer = PolicyTrainer(TrainerSpec(folder, optimiser, made.pretrain_updates))
     web_begins = round(made.pretrain_updates * (1 - WEB_FRAC))
     for update in range(made.pretrain_updates):

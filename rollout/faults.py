@@ -21,7 +21,7 @@ import numpy as np
 from rollout.weights import WeightUpdate
 
 FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient")
-POINTS = ("starting", "idle", "generating", "syncing", "updating", "saving")
+POINTS = ("starting", "idle", "generating", "syncing", "updating")
 HANG_S = 3600.0
 VARIABLES = ("GRPO_FAULT", "GRPO_FAULT_MARK")
 

@@ -106,10 +106,7 @@ class Bare:
 
         asked = [{"prompt_token_ids": list(tokens)} for tokens in prompts for _ in range(samples)]
         seeds = [step * len(asked) + i for i in range(len(asked))]
-        params = [
-            SamplingParams(max_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=seed, logprobs=0, ignore_eos=False)
-            for seed in seeds
-        ]
+        params = [SamplingParams(max_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=seed, logprobs=0) for seed in seeds]
         started = time.perf_counter()
         outputs = self.llm.generate(asked, params, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs), time.perf_counter() - started

@@ -16,7 +16,11 @@ from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters
 
-MOST_TOKENS = {"cpu": 2048, "cuda": 32768}  # in one pass: more does not make matrix products faster
+ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}  # of a pass: more do not make a large model's matrix products faster
+CHEAP_BYTES = (
+    2**30
+)  # a small model's pass may hold more tokens as long as they take no more than this: fewer calls of many small operations
+MOST_TOKENS = 8192
 USED_FRAC = 0.8  # of what is free: estimates err, and allocators keep some for themselves
 HEAD_BYTES = 2**29  # logits of a pass, and their gradient
 
@@ -39,7 +43,7 @@ class Footprint:
     def tokens_within(self, free_bytes: float, device: str) -> int:
         """Tokens of a pass in ``free_bytes``; 0 where not even the fixed part fits."""
         fitting = int(USED_FRAC * max(0.0, free_bytes - self.fixed)) // self.per_token
-        return min(fitting, MOST_TOKENS[device])
+        return min(fitting, max(ENOUGH_TOKENS[device], min(MOST_TOKENS, CHEAP_BYTES // self.per_token)))
 
     def in_words(self) -> str:
         gib = lambda number: f"{number / 2**30:.1f}"  # noqa: E731

@@ -22,7 +22,7 @@ from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
-from grpo.policy.budget import MOST_TOKENS
+from grpo.policy.budget import ENOUGH_TOKENS
 from grpo.policy.export import checkpoint_weights, write_folder
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
@@ -216,7 +216,7 @@ class PolicyTrainer:
         return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
-        tokens = self.spec.optimiser.tokens_per_device or max(MOST_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
+        tokens = self.spec.optimiser.tokens_per_device or max(ENOUGH_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
         return pack(batch, tokens, self.ranks.rank, self.ranks.size)
 
     def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:

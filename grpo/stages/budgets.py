@@ -24,14 +24,14 @@ def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mappin
     found = dict(settled)
     problems = []
     for stage, folder in _known_models(recipe, folder_of_base):
-        if stage.tokens_per_device is not None and stage.lora is None:
+        if stage.name in settled or (stage.tokens_per_device is not None and stage.lora is None):
             continue
         try:
             tokens = tokens_per_device(stage, recipe, base, folder)
         except TrainingError as error:
             problems.append(f"stage {stage.name!r}: {error}")
         else:
-            found.setdefault(stage.name, tokens)
+            found[stage.name] = tokens
     if problems:
         raise RecipeError(problems)
     return found

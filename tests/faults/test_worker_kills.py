@@ -43,7 +43,7 @@ def four_steps(pool: RolloutPool) -> list[list[list[tuple[int, ...]]]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(20), ids=lambda seed: f"{seed}-{schedule(seed)[1]}")
 def test_a_kill_at_any_time_changes_nothing(make_pool: Callable[..., RolloutPool], tmp_path: Path, seed: int) -> None:  # noqa: F811
     undisturbed = four_steps(make_pool())
     phase, fault = schedule(seed)

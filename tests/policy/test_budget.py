@@ -50,6 +50,9 @@ def test_passes_grow_with_memory_up_to_what_products_need() -> None:
     assert settled_tokens(needed, 2040, fixed + 2 * GIB, "cpu") == 2040  # fits, though nothing is left to spare
     assert settled_tokens(needed, 256, 100 * GIB, "cpu") == 2048
     assert settled_tokens(needed, 6000, 100 * GIB, "cpu") == 6000
+    small = Footprint(2**20, 0, 2**20, 2**21, 2**18, 1)  # 4,096 of its tokens take 1 GiB, and 32 times as many of a tinier one's would
+    assert settled_tokens(small, 256, 100 * GIB, "cpu") == 4096
+    assert settled_tokens(Footprint(1, 0, 1, 1, 2**13, 1), 256, 100 * GIB, "cpu") == 8192
 
 
 def test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies() -> None:
@@ -76,5 +79,7 @@ def test_all_stages_that_do_not_fit_are_named_at_once(tiny_llama: Path, monkeypa
         budgets.settle_all(recipe, tiny_llama, tiny_llama, {})
     assert "stage 'a': a sequence of 2000512 tokens" in str(refused.value) and "stage 'b'" in str(refused.value)
     short = recipe.model_copy(update={"stages": [recipe.stages[2]]})
-    assert 1024 <= budgets.settle_all(short, tiny_llama, tiny_llama, {})["c"] <= 2048
+    assert 1024 <= budgets.settle_all(short, tiny_llama, tiny_llama, {})["c"] <= 8192
     assert budgets.settle_all(short, tiny_llama, tiny_llama, {"c": 77}) == {"c": 77}  # as settled when the run began
+    monkeypatch.setattr(budgets, "_device_memory", lambda: (GIB, "cpu"))
+    assert budgets.settle_all(short, tiny_llama, tiny_llama, {"c": 77}) == {"c": 77}  # on whatever it goes on
