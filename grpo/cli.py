@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED = 2, 1
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (grpo recipes).")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: stages.reason.steps=12 rollout.workers=2")
@@ -52,9 +53,9 @@ def _explains_errors(command: Callable[..., None]) -> Callable[..., None]:
         except (ToolkitError, EngineError, RewardError) as error:
             print(f"grpo: {type(error).__name__}: {error}", file=sys.stderr)
             raise typer.Exit(FAILED) from None
-        except KeyboardInterrupt:
-            print("grpo: interrupted; the same command goes on after the last finished stage", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            print("grpo: interrupted; the same command goes on where it was", file=sys.stderr)
+            raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
 
     return wrapped
 
@@ -73,8 +74,15 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     redo: Annotated[str | None, typer.Option(metavar="STAGE", help="Make this stage again, and all after it.")] = None,
+    restarts: Annotated[int, typer.Option(metavar="N", min=0, help="Begin again up to N times where the run is killed or fails.")] = 0,
 ) -> None:
     """Run a recipe, or go on with it. Example: grpo run r1_tiny --out runs/first"""
+    if restarts:
+        from grpo.run.supervise import run_again_until_done
+
+        where = ["--out", out] if out is not None else []
+        again = ["--redo", redo] if redo is not None else []  # what was made again must not be made again once more
+        raise typer.Exit(run_again_until_done(["run", recipe, *(overrides or []), *where], again, restarts))
     from grpo.recipe import run_recipe
 
     run_recipe(recipe, overrides or [], out, redo)

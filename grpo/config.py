@@ -179,6 +179,10 @@ class Optimiser(Strict):
     tokens_per_device: PositiveInt | None = Field(
         None, description="tokens in one forward pass; by default what fits, by the model's shapes and the machine's memory"
     )
+    checkpoint_every: PositiveInt | None = Field(
+        10, description="steps (rl) or updates between checkpoints; null keeps only those of a run that is stopped"
+    )
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="the newest so many stay until the stage is done, and the best")
     lora: Lora | None = None
     gradient_checkpointing: bool = Field(
         False, description="keep each layer's input only and compute the rest again: less memory, more time"
@@ -187,6 +191,7 @@ class Optimiser(Strict):
 
 class SupervisedKeys(Optimiser):
     epochs: PositiveInt = 1
+    checkpoint_every: PositiveInt | None = 50
     sequences_per_update: PositiveInt = 32
     max_tokens: PositiveInt = Field(1024, description="longer rows are left out and counted")
 
@@ -226,7 +231,6 @@ class RlStage(StageBase, Optimiser):
     mask_truncated: bool | None = Field(None, description="completions that reached max_completion_tokens teach nothing")
     refresh_reference_every: PositiveInt | None = Field(None, description="reference := policy every so many updates")
     eval_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
 
     @model_validator(mode="before")
     @classmethod

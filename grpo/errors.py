@@ -26,8 +26,22 @@ class CheckpointError(ToolkitError, ValueError):
     """A checkpoint or a finished stage that does not fit the recipe."""
 
 
+class StorageError(ToolkitError, RuntimeError):
+    """A disk that is full or cannot be written; the message holds the bytes needed and free."""
+
+
 class TrainingError(ToolkitError, RuntimeError):
     """Training cannot go on (non-finite numbers, nothing left to learn from); the message holds the numbers."""
 
 
-__all__ = ["CheckpointError", "DataError", "EngineError", "RecipeError", "RewardError", "ToolkitError", "TrainingError", "WeightSyncError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "EngineError",
+    "RecipeError",
+    "RewardError",
+    "StorageError",
+    "ToolkitError",
+    "TrainingError",
+    "WeightSyncError",
+]

@@ -15,7 +15,8 @@ from grpo.run.folder import RunFolder
 
 AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
 SHARED = ("seed", "model", "template", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
-HARMLESS = ("checkpoint_every",)
+HARMLESS = ("checkpoint_every", "keep_checkpoints", "eval_every")
+MAY_GROW = ("stage.steps", "stage.epochs")  # of a stage that was begun: what is done of it stays as it is
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
         fingerprints[stage.name] = fingerprint
         redoing = redoing or stage.name == redo
         record = None if redoing else run.record(number, stage.name)
-        if record is not None and record["fingerprint"] != fingerprint and not problems:
-            changed = sorted(key for key in identity.keys() | record["identity"].keys() if identity.get(key) != record["identity"].get(key))
-            what = f"changed since: {', '.join(changed)}" if changed else "a stage before it was changed"
-            problems.append(
-                f"stage {stage.name!r} in {run.path} is finished, but the recipe is another now ({what}); "
-                f"undo the change, choose another --out, or make it again with --redo {stage.name}"
-            )
+        begun = record or (None if redoing else run.start(number, stage.name))
+        if begun is not None and begun["fingerprint"] != fingerprint and not problems:
+            changed = {key for key in identity.keys() | begun["identity"].keys() if identity.get(key) != begun["identity"].get(key)}
+            if record is not None or not changed or changed - set(MAY_GROW):
+                what = f"changed since: {', '.join(sorted(changed))}" if changed else "a stage before it was changed"
+                problems.append(
+                    f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
+                    f"undo the change, choose another --out, or make it again with --redo {stage.name}"
+                )
         has_output = record is not None and (record["output"] is None or (run.path / record["output"]).exists())
         is_done = has_output and {name for name in inputs if name in fingerprints} <= done
         if is_done:

@@ -18,7 +18,8 @@ from grpo.errors import RecipeError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan
-from grpo.run.folder import RunFolder
+from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
+from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.run.records import write_text
 from grpo.run.report import write_report
@@ -63,7 +64,7 @@ def run_recipe(
 
 def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, Any]:
     recipe = loaded.recipe
-    with Progress(len(plan)) as progress:
+    with Progress(len(plan)) as progress, Interruption(progress.say) as interruption:
         if all(planned.is_done for planned in plan):
             progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
             return _write_summary(loaded, run, plan, "complete")
@@ -73,7 +74,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         from grpo.stages.budgets import settle_all
         from grpo.stages.workplace import Workplace
 
-        work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress)
+        work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
         try:
             _start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
@@ -87,8 +88,8 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
                 _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
                 write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
-        except BaseException:
-            _write_summary(loaded, run, plan, "failed")
+        except BaseException as error:
+            _write_summary(loaded, run, plan, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         finally:
             work.close()
@@ -101,8 +102,10 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     """Run it and leave its record. ``settled`` holds tokens_per_device by stage; a stage whose model is made here adds its own."""
     stage = planned.stage
     folder = run.stage(planned.number, stage.name)
-    shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt: its inputs are intact, so it is made again
-    folder.mkdir(parents=True)
+    if not holds_training(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
+    folder.mkdir(parents=True, exist_ok=True)
+    run.write_start(planned.number, stage.name, {"fingerprint": planned.fingerprint, "identity": dict(planned.identity)})
     started = time.monotonic()
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
@@ -131,6 +134,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
         "identity": dict(planned.identity),
     }
     run.write_record(planned.number, stage.name, record)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of training is its model
     work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
 
 
@@ -266,6 +270,9 @@ def _start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for; at 15, any other work starves it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray's agents look so long for the head of a cluster that was killed with its driver, before they end too.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     import ray
 
     if ray.is_initialized():

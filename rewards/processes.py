@@ -79,6 +79,7 @@ def _begin(parent: int, memory_gib: float | None, prepare: Callable[..., None] |
     global is_worker
     is_worker = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for Python code to go on; the default ends a loop in C too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; what it means is the parent's to say
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if memory_gib is not None and sys.platform == "linux":
         import resource

@@ -2,6 +2,7 @@
 
 GRPO_FAULT=drop                      one of FAULTS
 GRPO_FAULT=kill:generating:2@1       kill -9 of worker 1 at the second time that it reaches the point "generating"; without @1, of any process
+GRPO_FAULT=kill:rollout:2+0.3        0.3 s after it has got there
 GRPO_FAULT=hang:generating:1         the process sleeps there instead
 GRPO_FAULT_MARK=/some/file           the fault happens once: the file is made as it does, and nothing happens where it exists
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +23,7 @@ import numpy as np
 from rollout.weights import WeightUpdate
 
 FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient")
-POINTS = ("starting", "idle", "generating", "syncing", "updating")
+POINTS = ("starting", "idle", "generating", "syncing", "updating", "saving", "rollout", "reward", "update", "sync")
 HANG_S = 3600.0
 VARIABLES = ("GRPO_FAULT", "GRPO_FAULT_MARK")
 
@@ -46,7 +48,7 @@ def fault_point(point: str, worker: int | None = None) -> None:
     name = os.environ.get("GRPO_FAULT", "")
     if not name or name in FAULTS:
         return
-    what, where, count, whose = _point_fault(name)
+    what, where, count, whose, delay_s = _point_fault(name)
     if where != point or (whose is not None and whose != worker):
         return
     _reached[point] += 1
@@ -57,14 +59,17 @@ def fault_point(point: str, worker: int | None = None) -> None:
         Path(mark).touch()
     if what == "hang":
         time.sleep(HANG_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+    elif delay_s:
+        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _point_fault(name: str) -> tuple[str, str, int, int | None]:
-    found = re.fullmatch(r"(kill|hang):([a-z]+):(\d+)(?:@(\d+))?", name)
+def _point_fault(name: str) -> tuple[str, str, int, int | None, float]:
+    found = re.fullmatch(r"(kill|hang):([a-z]+):(\d+)(?:@(\d+))?(?:\+(\d+\.?\d*))?", name)
     if not found or found[2] not in POINTS:
-        raise ValueError(f"GRPO_FAULT={name!r} is neither one of {FAULTS} nor kill:POINT:COUNT[@WORKER] with a POINT of {POINTS}")
-    return found[1], found[2], int(found[3]), int(found[4]) if found[4] else None
+        raise ValueError(f"GRPO_FAULT={name!r} is neither one of {FAULTS} nor kill:POINT:COUNT[@WORKER][+SECONDS] with a POINT of {POINTS}")
+    return found[1], found[2], int(found[3]), int(found[4]) if found[4] else None, float(found[5] or 0)
 
 
 def corrupt(update: WeightUpdate, before: WeightUpdate | None) -> WeightUpdate:

@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from grpo.errors import TrainingError
+from grpo.errors import ToolkitError, TrainingError
 from grpo.policy.budget import footprint
 from grpo.policy.ranks import RankPlace
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
@@ -75,6 +75,11 @@ class RemoteTrainer:
             self._wait([first, *others], fetch=False)
         return first
 
+    def begin(self, method: str, *args: Any) -> Callable[[], Any]:
+        """Call without waiting; what is returned waits for the result. Later calls are served after it."""
+        references = self._call(method, *args)
+        return lambda: self._wait(references)
+
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
@@ -97,8 +102,8 @@ class RemoteTrainer:
         except ray.exceptions.RayActorError as error:
             raise TrainingError(f"{_death(self._spec)}; Ray says: {str(error).strip().splitlines()[0]}") from error
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, TrainingError):
-                raise TrainingError(str(error.cause)) from None
+            if isinstance(error.cause, ToolkitError):
+                raise type(error.cause)(str(error.cause)) from None
             raise
 
 

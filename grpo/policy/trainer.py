@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from grpo.policy.packing import PackedPass, pack
 from grpo.policy.proof import check_layout
 from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
+from grpo.policy.state import read_tensors, tensors_of, write_tensors
 from rollout.faults import fault, fault_point
 from rollout.weights import WeightUpdate, pack_weights
 
@@ -75,6 +76,7 @@ class PolicyTrainer:
         self.optimiser = self._adamw(spec.optimiser)
         self.num_updates = 0
         self._skipped_in_a_row = 0
+        self._reference_is_start = True
 
     # ---------------------------------------------------------------------------------------------------------------- looking
 
@@ -177,6 +179,7 @@ class PolicyTrainer:
     def refresh_reference(self) -> None:
         """Reference := policy. With adapters the reference is the weights below them and stays."""
         if self.reference is not None:
+            self._reference_is_start = False
             with torch.no_grad():
                 for of_reference, of_policy in zip(self.reference.parameters(), self.model.parameters(), strict=True):
                     of_reference.copy_(of_policy)
@@ -201,7 +204,28 @@ class PolicyTrainer:
         if self.adapted is not None:
             save_adapters(self.adapted, folder.with_name("adapter"), is_first_rank=self.ranks.rank == 0)
 
+    # ---------------------------------------------------------------------------------------------------------------- going on
+
+    def save_state(self, folder: Path) -> dict[str, float]:
+        """All that updates have changed, into ``folder``, to the bit. Returns the few numbers that belong to it, from the first rank."""
+        if self.ranks.is_sharded or self.ranks.rank == 0:
+            reference = None if self._reference_is_start else self.reference
+            write_tensors(dict(tensors_of(self.model, self.optimiser, reference)), folder, self._part)
+        return {"num_updates": self.num_updates, "skipped_in_a_row": self._skipped_in_a_row, "reference_is_start": self._reference_is_start}
+
+    def load_state(self, folder: Path, numbers: Mapping[str, float]) -> None:
+        """Go on from what ``save_state`` wrote and returned."""
+        read_tensors(folder, self._part, self.model, self.optimiser, self.reference)
+        self.num_updates, self._skipped_in_a_row = int(numbers["num_updates"]), int(numbers["skipped_in_a_row"])
+        self._reference_is_start = bool(numbers["reference_is_start"])
+        if self.spec.layout.offload_optimiser:
+            self._move_optimiser(torch.device("cpu"))
+
     # ---------------------------------------------------------------------------------------------------------------- inside
+
+    @property
+    def _part(self) -> str:
+        return f"trainer-{self.ranks.rank}-of-{self.ranks.size}" if self.ranks.is_sharded else "trainer"
 
     def _contributing(self, batch: Batch) -> Batch:
         """Without the samples whose terms are 0, weights unchanged: where nothing holds the policy to its reference, those without advantage.

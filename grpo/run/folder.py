@@ -13,6 +13,8 @@ from typing import Any
 from grpo.errors import CheckpointError, RecipeError
 from grpo.run.records import write_json
 
+CHECKPOINTS = "checkpoints"
+
 
 class RunFolder:
     """DIR/summary.json, DIR/recipe.yaml, DIR/evals/ and a folder a stage, DIR/01-cold_start/."""
@@ -57,9 +59,23 @@ class RunFolder:
     def write_record(self, number: int, name: str, record: dict[str, Any]) -> None:
         write_json(self.stage(number, name) / "stage.json", record)
 
+    def start(self, number: int, name: str) -> dict[str, Any] | None:
+        """What a stage that was broken off began with, where there is something to go on from; else None."""
+        folder = self.stage(number, name)
+        file = folder / "start.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() and holds_training(folder) else None
+
+    def write_start(self, number: int, name: str, start: dict[str, Any]) -> None:
+        write_json(self.stage(number, name) / "start.json", start)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
 
     def summary(self) -> dict[str, Any] | None:
         file = self.path / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def holds_training(stage_folder: Path) -> bool:
+    """Whether a stage that was broken off left a checkpoint, whole or not."""
+    return any((stage_folder / CHECKPOINTS).glob("step-*"))

@@ -17,6 +17,15 @@ class JsonLines:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
 
+    @property
+    def num_bytes(self) -> int:
+        return self._file.tell()
+
+    def cut(self, num_bytes: int) -> None:
+        """Forget what stands after the first ``num_bytes``."""
+        self._file.truncate(num_bytes)
+        self._file.seek(0, 2)
+
     def write(self, row: Mapping[str, Any]) -> None:
         self.write_all([row])
 

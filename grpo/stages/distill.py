@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo.config import DistillStage
+from grpo.run.folder import holds_training
 from grpo.stages import eval as evaluation
-from grpo.stages.reject import collect, write_dataset
+from grpo.stages.reject import collect, read_dataset, write_dataset
 from grpo.stages.supervised import fine_tune
 from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
@@ -17,8 +18,11 @@ def run(stage: DistillStage, work: Workplace, folder: Path) -> Outcome:
     student = work.checkpoint(student_name(stage))
     before = evaluation.measure_checkpoint(work, student)
     if stage.teacher is not None:
-        rows, counts = collect(stage, stage.teacher, work, folder)
-        write_dataset(rows, folder / "data", {"stage": stage.name, "teacher": stage.teacher, "counts": counts})
+        if holds_training(folder):
+            rows, counts = read_dataset(folder / "data")
+        else:
+            rows, counts = collect(stage, stage.teacher, work, folder)
+            write_dataset(rows, folder / "data", {"stage": stage.name, "teacher": stage.teacher, "counts": counts})
     else:
         assert stage.data is not None, "the graph check lets no such recipe through"
         rows, counts = work.rows(stage.data), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from grpo.config import DistillStage, Mix, RejectStage
 from grpo.data.filters import judge, row_of
 from grpo.errors import TrainingError
-from grpo.run.records import JsonLines, write_json
+from grpo.run.records import JsonLines, read_jsonl_rows, write_json
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Dataset
@@ -61,6 +62,12 @@ def collect(
 
 def mixed_in(mixes: list[Mix], work: Workplace) -> list[dict[str, Any]]:
     return [{**row, "source": mix.use} for mix in mixes for row in work.rows(mix.use)[: mix.rows]]
+
+
+def read_dataset(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows and counts as ``write_dataset`` was given them."""
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return read_jsonl_rows(folder / "rows.jsonl"), provenance["counts"]
 
 
 def write_dataset(rows: list[dict[str, Any]], folder: Path, provenance: Mapping[str, Any]) -> None:

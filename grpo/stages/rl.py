@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,16 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
+from grpo.stages.keeping import Keeper
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
+from rollout.faults import fault_point
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
+from rollout.worker import SyncReceipt
 
 MIN_GAP_BOUND = 0.01
 GAP_BOUND_FACTOR = 3.0
@@ -77,12 +80,20 @@ def _train(
         JsonLines(folder / "metrics.jsonl") as metrics_file,
         JsonLines(folder / "samples.jsonl") as samples_file,
     ):
-        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts)
-        loop.prove_sync()
-        for step in range(stage.steps):
-            metrics, rows = loop.step(step)
-            metrics_file.write({"step": step + 1, **metrics})
-            samples_file.write_all(rows)
+        keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file])
+        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
+        saved = keeper.resume("step")
+        metrics: dict[str, float] = dict(saved.state["metrics"]) if saved else {}
+        if saved:
+            loop.go_on(saved.step, saved.state["loop"])
+        else:
+            loop.prove_sync()
+        for step in range(saved.step if saved else 0, stage.steps):
+            with keeper.step(step + 1) as state:
+                metrics, rows = loop.step(step)
+                metrics_file.write({"step": step + 1, **metrics})
+                samples_file.write_all(rows)
+                state |= {"metrics": metrics, "loop": loop.state(), "score": metrics.get("eval/accuracy")}
             work.progress.step(step + 1, stage.steps, metrics)
         trainer.save(folder / "model")
     return metrics
@@ -120,9 +131,11 @@ class _Loop:
         pool: RolloutPool,
         rewards: RewardRuntime,
         prompts: Sequence[Prompt],
+        finish_checkpoint: Callable[[], None] = lambda: None,
     ):
         self.stage, self.work, self.folder, self.algorithm, self.start = stage, work, folder, algorithm, start
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
+        self.finish_checkpoint = finish_checkpoint
         self.seed = seed_of(stage, work)
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
         self.max_logprob_gap = float("inf")
@@ -141,6 +154,8 @@ class _Loop:
         self.drawn_ahead = None
         if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
             self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
+        with clock("checkpoint"):
+            self.finish_checkpoint()  # the trainer wrote it while samples were drawn
         with clock("reward"):
             groups = score_groups(self.rewards, chosen, completions)
             self.say_new_reward_errors()
@@ -152,17 +167,14 @@ class _Loop:
             if self.drawn_ahead is not None:
                 wait([self.drawn_ahead])
         with clock("sync"):
-            version = self.pool.version + 1
-            receipts = self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
+            receipts = self.sync(step + 1)
         metrics = {
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
             "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
-            "sync/version": version,
-            "sync/tensors": receipts[0].num_tensors
-            if receipts
-            else 0,  # none where every worker was replaced, and began with these weights
+            "sync/version": self.pool.version,
+            "sync/tensors": receipts[0].num_tensors if receipts else 0,  # none: every worker was replaced, and began with these weights
             "rollout/staleness": staleness,
             "rollout/workers_lost": self.pool.num_lost,
         }
@@ -250,6 +262,19 @@ class _Loop:
 
     def first_reward_error(self) -> str:
         return "".join(f"; {text}" for text in self.rewards.first_error.values())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the loop. Prompts, seeds and versions follow from the step."""
+        return {"num_updates": self.num_updates, "sync": self.pool.mode, "max_logprob_gap": self.max_logprob_gap}
+
+    def go_on(self, step: int, state: Mapping[str, Any]) -> None:
+        """As after ``step`` steps: the engines hold the trainer's weights, proven, and what the self-test found stands."""
+        self.num_updates, self.pool.mode = state["num_updates"], state["sync"]
+        self.max_logprob_gap = float("inf") if state["max_logprob_gap"] is None else state["max_logprob_gap"]
+        self.sync(step)
+
+    def sync(self, version: int) -> list[SyncReceipt]:
+        return self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
 
     def prove_sync(self) -> None:
         """Before the first step: test in-place syncing, measure a fresh engine's gap, and set the bound that every step must keep.
@@ -413,6 +438,7 @@ class _Clock:
         self._name = ""
 
     def __call__(self, name: str) -> _Clock:
+        fault_point(name)
         self._name = name
         return self
 

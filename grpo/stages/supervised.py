@@ -13,6 +13,7 @@ from grpo.errors import DataError
 from grpo.policy.batch import make_batch
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
+from grpo.stages.keeping import Keeper
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint
 
@@ -31,12 +32,17 @@ def fine_tune(
     spec = TrainerSpec(start.path, settings, total, num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
     metrics: dict[str, float] = {}
     with work.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
-        for update in range(total):
+        keeper = Keeper(settings, total, trainer, work, folder, [metrics_file])
+        saved = keeper.resume("update")
+        metrics = dict(saved.state["metrics"]) if saved else {}
+        for update in range(saved.step if saved else 0, total):
             epoch, position = divmod(update, per_epoch)
             chosen = _shuffled(len(prompts), seed, epoch)[position * settings.sequences_per_update :][: settings.sequences_per_update]
             batch = make_batch([prompts[i] for i in chosen], [completions[i] for i in chosen]).with_weights("token_mean", max_tokens=1)
-            metrics = {**trainer.supervised_update(batch), "data/epoch": epoch + 1, "data/rows_too_long": num_too_long}
-            metrics_file.write({"step": update + 1, **metrics})
+            with keeper.step(update + 1) as state:
+                metrics = {**trainer.supervised_update(batch), "data/epoch": epoch + 1, "data/rows_too_long": num_too_long}
+                metrics_file.write({"step": update + 1, **metrics})
+                state["metrics"] = metrics
             work.progress.step(update + 1, total, metrics)
         trainer.save(folder / "model")
     return {"last/loss": metrics["loss/total"], "data/rows": len(prompts), "data/rows_too_long": num_too_long, "data/updates": total}

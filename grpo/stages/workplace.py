@@ -19,6 +19,7 @@ from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
+from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RewardRuntime, RewardSpec, canary_problems
@@ -49,8 +50,17 @@ class PromptSet:
 class Workplace:
     """Held by the driver for one run. Engines start when a stage first needs them, and serve the stages after it."""
 
-    def __init__(self, recipe: Recipe, base: Path, folder: Path, artifacts: dict[str, Artifact], progress: Progress):
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Path,
+        folder: Path,
+        artifacts: dict[str, Artifact],
+        progress: Progress,
+        interruption: Interruption | None = None,
+    ):
         self.recipe, self.base, self.folder, self.artifacts, self.progress = recipe, base, folder, artifacts, progress
+        self.interruption = interruption or Interruption(progress.say)
         self.template = Template(recipe.template, recipe.tags, base)
         self.num_threads = os.cpu_count() or 1
         self._pool: RolloutPool | None = None

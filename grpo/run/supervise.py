@@ -1,0 +1,37 @@
+"""What does `--restarts n` do? The run is a process of its own, and is begun again, up to n times, where it ends as no run should."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+ENDED_AS_IT_SHOULD = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # done; bad input, which would be bad again; asked to stop
+PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_again_until_done(arguments: Sequence[str], only_first: Sequence[str], restarts: int) -> int:
+    """Run `grpo` with ``arguments``, and ``only_first`` the first time, and return its exit code, the last one's where it was begun again.
+
+    Every start goes on from the newest checkpoint. Signals are passed on, so that the run saves and ends.
+    """
+    for attempt in range(restarts + 1):
+        child = subprocess.Popen([sys.executable, "-m", "grpo.cli", *arguments, *(only_first if attempt == 0 else [])])
+
+        def pass_on(signum: int, frame: FrameType | None, child: subprocess.Popen[bytes] = child) -> None:
+            child.send_signal(signum)
+
+        before = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+        try:
+            code = child.wait()
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+        if code in ENDED_AS_IT_SHOULD:
+            return code
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if attempt < restarts:
+            print(f"grpo: the run {how}; begun again, restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
+    return 128 - code if code < 0 else code

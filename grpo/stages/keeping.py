@@ -1,0 +1,63 @@
+"""How does training go on where it was? Each step's end can be kept, and a run that begins finds the newest that was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from grpo.config import Optimiser
+from grpo.policy.remote import RemoteTrainer
+from grpo.run.checkpoints import Checkpoints, Saved
+from grpo.run.folder import CHECKPOINTS
+from grpo.run.records import JsonLines
+from grpo.stages.workplace import Workplace
+
+
+class Keeper:
+    """Checkpoints of one stage's training: the trainer's tensors, the driver's few numbers, and how long each log was.
+
+    ``logs`` are cut back to that length on resuming, so that no step is in them twice. The trainer writes while the driver goes on: a
+    checkpoint is one once ``finish`` has returned.
+    """
+
+    def __init__(self, settings: Optimiser, total: int, trainer: RemoteTrainer, work: Workplace, folder: Path, logs: Sequence[JsonLines]):
+        self.settings, self.total, self.trainer, self.work, self.logs = settings, total, trainer, work, logs
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, work.progress.say)
+        self._unfinished: tuple[int, Mapping[str, Any], Callable[[], Any]] | None = None
+
+    def resume(self, unit: str) -> Saved | None:
+        """Trainer and logs as they were at the newest checkpoint that is whole; None, and empty logs, where there is none."""
+        saved = self.checkpoints.newest()
+        for log in self.logs:
+            log.cut(saved.state["logs"][log.path.name] if saved else 0)
+        if saved is None:
+            return None
+        self.trainer.load_state(saved.path, saved.state["trainer"])
+        self.work.progress.say(f"  goes on after {unit} {saved.step} of {self.total}, from {saved.path.name}")
+        return saved
+
+    @contextmanager
+    def step(self, done: int) -> Iterator[dict[str, Any]]:
+        """Around a step that makes it ``done``: what is put into the dictionary is kept where a checkpoint is due, or the run is to stop."""
+        state: dict[str, Any] = {}
+        with self.work.interruption.held():
+            yield state
+            self.finish()
+            every = self.settings.checkpoint_every
+            is_last, is_stopping = done == self.total, self.work.interruption.asked_by is not None
+            if is_last or is_stopping or (every is not None and done % every == 0):
+                lengths = {log.path.name: log.num_bytes for log in self.logs}
+                writing = self.trainer.begin("save_state", self.checkpoints.begin(done))
+                self._unfinished = (done, {**state, "logs": lengths}, writing)
+            if is_last or is_stopping:
+                self.finish()
+            self.work.interruption.raise_if_asked()
+
+    def finish(self) -> None:
+        """Wait for the trainer's part of the checkpoint that was begun last, and make it one."""
+        if self._unfinished is not None:
+            done, state, wait = self._unfinished
+            self._unfinished = None
+            self.checkpoints.finish(done, {**state, "trainer": wait()}, state.get("score"))

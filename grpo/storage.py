@@ -1,0 +1,26 @@
+"""Is there room on the disk, and what is said where there is none?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from grpo.errors import StorageError
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises StorageError where ``num_bytes`` do not fit beside ``folder``."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise StorageError(
+            f"no room for a checkpoint: {folder.parent} has {free:,} bytes free and {num_bytes:,} are needed; make room and run again: earlier "
+            "checkpoints are untouched and the run resumes"
+        )
+
+
+def storage_error(folder: Path, error: OSError) -> StorageError:
+    free = shutil.disk_usage(folder.parent).free
+    return StorageError(
+        f"the checkpoint {folder.stem} could not be written to {folder.parent}: {error.strerror or error} ({free:,} bytes "
+        "are free); make room and run again: earlier checkpoints are untouched and the run resumes"
+    )
