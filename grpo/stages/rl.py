@@ -6,7 +6,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
+from grpo.stages.ahead import Ahead, Meanwhile
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
@@ -79,11 +79,12 @@ def _train(
     ):
         loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts)
         loop.prove_sync()
-        for step in range(stage.steps):
-            metrics, rows = loop.step(step)
-            metrics_file.write({"step": step + 1, **metrics})
-            samples_file.write_all(rows)
-            work.progress.step(step + 1, stage.steps, metrics)
+        with loop.ahead:
+            for step in range(stage.steps):
+                metrics, rows = loop.step(step)
+                metrics_file.write({"step": step + 1, **metrics})
+                samples_file.write_all(rows)
+                work.progress.step(step + 1, stage.steps, metrics)
         trainer.save(folder / "model")
     return metrics
 
@@ -128,62 +129,67 @@ class _Loop:
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
-        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="rollout-ahead")
-        self.drawn_ahead: Future[list[list[Completion]]] | None = None
+        self.version = pool.version
+        rollout = work.recipe.rollout
+        self.ahead = Ahead(
+            pool, self.draw, range(stage.steps), max_staleness=rollout.max_staleness, is_deterministic=work.recipe.deterministic
+        )
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
         stage, clock = self.stage, _Clock()
         chosen = self.prompts_of(step)
         with clock("rollout"):
-            completions = self.drawn_ahead.result() if self.drawn_ahead else self.draw(chosen, step)
-            staleness = self.pool.version - min(completion.version for drawn in completions for completion in drawn)
-        self.drawn_ahead = None
-        if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
-            self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
+            drawn = self.ahead.result(step)
+        staleness = self.version - drawn.oldest_version
         with clock("reward"):
-            groups = score_groups(self.rewards, chosen, completions)
+            groups = score_groups(self.rewards, chosen, drawn.completions)
             self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
             bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
             updates = [self.update(batch, bound) for batch in self.minibatches(groups, advantages_PG, step, bound)]
-        with clock("rollout_ahead"):
-            if self.drawn_ahead is not None:
-                wait([self.drawn_ahead])
+        evaluates = stage.eval_every is not None and (step + 1) % stage.eval_every == 0
+        self.version += 1
         with clock("sync"):
-            version = self.pool.version + 1
-            receipts = self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
+            posted = self.ahead.post(self.export, self.version, self.evaluate if evaluates else None)
+            is_waited_for = evaluates or not self.work.recipe.rollout.max_staleness
+            receipts = posted.receipts.result() if is_waited_for else []
         metrics = {
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
-            "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
-            "sync/version": version,
-            "sync/tensors": receipts[0].num_tensors
-            if receipts
-            else 0,  # none where every worker was replaced, and began with these weights
+            "rollout/tokens_per_s": drawn.tokens_per_s,
+            "sync/version": self.version,
+            **({"sync/tensors": receipts[0].num_tensors} if receipts else {}),
             "rollout/staleness": staleness,
             "rollout/workers_lost": self.pool.num_lost,
         }
-        if stage.eval_every and (step + 1) % stage.eval_every == 0:
+        if evaluates:
             with clock("eval"):
-                metrics |= self.evaluate()
+                metrics |= posted.found.result()
         return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
 
     def prompts_of(self, step: int) -> list[Prompt]:
         return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
 
-    def draw(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+    def draw(self, step: int, meanwhile: Meanwhile) -> list[list[Completion]]:
+        def progress(done: int, total: int) -> None:
+            self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples")
+            meanwhile()
+
         return self.pool.sample(
-            prompts,
+            self.prompts_of(step),
             self.stage.samples_per_prompt,
             self.sampling,
             seed=self.seed,
             step=step,
             deadline_s=self.work.recipe.rollout.deadline_s,
-            progress=lambda done, total: self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples"),
+            progress=progress,
         )
+
+    def export(self) -> Any:
+        return self.trainer.export(self.version, self.work.recipe.rollout.dtype)
 
     def minibatches(self, groups: Sequence[Group], advantages_PG: np.ndarray, step: int, max_logprob_gap: float) -> Iterator[Batch]:
         """The step's optimiser batches: whole groups, shuffled, in updates_per_rollout equal parts, old log-probabilities fixed for all.
