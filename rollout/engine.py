@@ -38,7 +38,8 @@ class RolloutEngine(Protocol):
     def load_weights(self, update: WeightUpdate) -> None:
         """Replace all weights in place, forget what was cached of the old ones, and prove what the kernels now compute with.
 
-        Raises WeightSyncError where that is not what was sent.
+        Requests that are being drawn go on: the keys and values of their tokens so far are computed again, so that what they draw from here on
+        is the new weights' alone, and ``Completion.versions`` says from which token on. Raises WeightSyncError where that is not what was sent.
         """
 
     def submit(self, requests: Sequence[Request]) -> None:

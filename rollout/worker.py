@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -91,8 +91,9 @@ class RolloutWorker:
             threading.Timer(0.1, fault_point, ("idle", self.index)).start()
         return finished
 
-    def cancel(self, request_ids: Iterable[str]) -> None:
+    def cancel(self, request_ids: Sequence[str]) -> None:
         self.engine.cancel(request_ids)
+        self._unfinished -= len(request_ids)
 
     def close(self) -> None:
         self.engine.close()

@@ -77,7 +77,7 @@ def against_bare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         drawn = pool.sample(prompts, arguments.samples, sampling, seed=0, step=round_, deadline_s=600, progress=lambda *_: None)
         taken = {"pool": time.perf_counter() - started}
         tokens, taken["bare"] = ray.get(bare.generate.remote([p.tokens for p in prompts], arguments.samples, sampling, round_))
-        assert tokens == sum(len(completion.tokens) for group in drawn for completion in group), "both draw as many tokens"
+        assert tokens == sum(completion.num_tokens for group in drawn for completion in group), "both draw as many tokens"
         if round_:
             for name in seconds:
                 seconds[name].append(taken[name])

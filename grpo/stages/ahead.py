@@ -40,7 +40,7 @@ class Drawn:
 
     @property
     def tokens_per_s(self) -> float:
-        return sum(len(completion.tokens) for group in self.completions for completion in group) / self.seconds
+        return sum(completion.num_tokens for group in self.completions for completion in group) / self.seconds
 
 
 @dataclass(frozen=True, eq=False)

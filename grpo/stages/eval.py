@@ -146,7 +146,7 @@ def grade(
                 "answer": prompt.columns.get("answer"),
                 "text": completion.text,
                 "finish": completion.finish,
-                "completion_tokens": len(completion.tokens),
+                "completion_tokens": completion.num_tokens,
                 "said": answer_text(completion.text, work.recipe.tags.answer) or last_number(completion.text),
                 "accuracy": right,
                 "lenient": parts["lenient"],

@@ -344,9 +344,9 @@ def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]
     flat = [(i, prompt, completion) for i, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True)) for completion in drawn]
     return make_batch(
         [prompt.tokens for _, prompt, _ in flat],
-        [completion.tokens for _, _, completion in flat],
+        [completion.arrays.tokens for _, _, completion in flat],
         group=[i for i, _, _ in flat],
-        sampled_logprobs=[completion.logprobs for _, _, completion in flat],
+        sampled_logprobs=[completion.arrays.logprobs for _, _, completion in flat],
     )
 
 
@@ -365,7 +365,7 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
         "reward/total_std": float(np.std(judged)) if judged else float("nan"),
         "reward/unjudged": float(len(samples) - len(judged)),
         "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
-        "rollout/completion_tokens": float(np.mean([len(sample.completion.tokens) for sample in samples])),
+        "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
         "rollout/well_formed_frac": float(np.mean(formed)),
     }
@@ -394,7 +394,7 @@ def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list
             "answer": group.prompt.columns.get("answer"),
             "text": sample.completion.text,
             "finish": sample.completion.finish,
-            "completion_tokens": len(sample.completion.tokens),
+            "completion_tokens": sample.completion.num_tokens,
             "reward": sample.reward,
             "parts": dict(sample.parts),
             "advantage": float(advantage),
