@@ -39,6 +39,12 @@ class Drawn:
         return min(completion.versions[0][1] for group in self.completions for completion in group)
 
     @property
+    def changed_in_flight_frac(self) -> float:
+        """Of the samples, those that more than one version drew."""
+        changed = [len(completion.versions) > 1 for group in self.completions for completion in group]
+        return sum(changed) / len(changed)
+
+    @property
     def tokens_per_s(self) -> float:
         return sum(completion.num_tokens for group in self.completions for completion in group) / self.seconds
 

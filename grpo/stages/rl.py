@@ -125,14 +125,19 @@ class _Loop:
         self.stage, self.work, self.folder, self.algorithm, self.start = stage, work, folder, algorithm, start
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
         self.seed = seed_of(stage, work)
-        self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
+        self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
         self.version = pool.version
         rollout = work.recipe.rollout
         self.ahead = Ahead(
-            pool, self.draw, range(stage.steps), max_staleness=rollout.max_staleness, is_deterministic=work.recipe.deterministic
+            pool,
+            self.draw,
+            range(stage.steps),
+            max_staleness=rollout.max_staleness,
+            is_deterministic=work.recipe.deterministic,
+            in_flight=rollout.weight_change == "in_flight",
         )
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -163,6 +168,7 @@ class _Loop:
             "sync/version": self.version,
             **({"sync/tensors": receipts[0].num_tensors} if receipts else {}),
             "rollout/staleness": staleness,
+            "rollout/changed_in_flight_frac": drawn.changed_in_flight_frac,
             "rollout/workers_lost": self.pool.num_lost,
         }
         if evaluates:
