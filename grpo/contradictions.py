@@ -37,6 +37,15 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.min_workers > recipe.rollout.workers:
         text = f"min_workers {recipe.rollout.min_workers} is more than workers {recipe.rollout.workers}, so the run would stop at once; lower it"
         yield _clash(("rollout",), text, "min_workers", "workers")
+    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.engine != "vllm":
+        text = f"gpus_per_worker {recipe.rollout.gpus_per_worker} shares out vLLM's layers, and the engine is {recipe.rollout.engine}; delete it"
+        yield _clash(("rollout",), text, "gpus_per_worker", "engine")
+    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.sync == "in_place":
+        text = "an engine over several GPUs cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"
+        yield _clash(("rollout",), text, "sync", "gpus_per_worker")
+    if recipe.rollout.sleep and recipe.rollout.max_staleness:
+        text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
+        yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
     yield from _weight_change(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"

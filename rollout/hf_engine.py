@@ -103,6 +103,12 @@ class HfEngine:
             if row.request.id in gone and row.finish is None:
                 row.finish, row.text = "abort", ""
 
+    def sleep(self) -> None:
+        self._model.to("cpu")
+
+    def wake(self) -> None:
+        self._model.to(self._device)
+
     def close(self) -> None:
         self._model, self._rows, self._waiting = None, [], []
 

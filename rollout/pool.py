@@ -11,6 +11,7 @@ is drawn again: nothing is lost, nothing is counted twice, and no failure become
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from rollout.faults import VARIABLES
 from rollout.proof import ReloadProof
 from rollout.seeds import sample_seed
 from rollout.types import Completion, Finished, Prompt, Request, Sampling
+from rollout.vllm_engine import environment
 from rollout.worker import RolloutWorker, SyncMode, SyncReceipt
 
 Progress = Callable[[int, int], None]
@@ -133,6 +135,13 @@ class RolloutPool:
         if wrong:
             raise WeightSyncError(f"workers hold version {wrong[0]} after a sync of version {version}")
         return receipts
+
+    def sleep(self) -> None:
+        """Engines that share GPUs with a trainer give their memory back, until ``wake``; nothing may be drawn or synced meanwhile."""
+        self._everywhere(lambda worker: worker.sleep.remote(), START_DEADLINE_S, "go to sleep")
+
+    def wake(self) -> None:
+        self._everywhere(lambda worker: worker.wake.remote(), START_DEADLINE_S, "wake up")
 
     def add_worker(self) -> None:
         """One more worker, which draws as soon as it holds the weights of the others."""
@@ -363,7 +372,10 @@ class _Drawing:
         slot.unfinished |= {request.id: request for request in requests}
         slot.last_sign = time.monotonic()
         slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
-        if slot not in self.polls.values():
+        self.listen(slot)
+
+    def listen(self, slot: _Slot) -> None:
+        if slot.unfinished and slot not in self.polls.values():
             self.polls[slot.actor.poll.remote(POLL_S)] = slot
 
     def joined(self, slot: _Slot) -> None:
@@ -409,8 +421,7 @@ class _Drawing:
             else:
                 self.accept(end.request_id, end.completion)
         self.submit(slot, failed)
-        if slot.unfinished and slot not in self.polls.values():
-            self.polls[slot.actor.poll.remote(POLL_S)] = slot
+        self.listen(slot)
 
     def accept(self, name: str, completion: Completion) -> None:
         wrong = [version for _, version in completion.versions if not self.first_version <= version <= self.pool.version]
@@ -464,10 +475,6 @@ def _vocabulary(folder: Path) -> int | None:
 
 def _actor_options(engine: str, settings: EngineSettings) -> dict[str, Any]:
     """Workers and trainer take turns on a CPU, so they reserve none: an actor that asks for more than there is would wait for ever, silently."""
-    import os
-
-    from rollout.vllm_engine import environment
-
     variables = environment(settings) if engine == "vllm" else {"OMP_NUM_THREADS": str(settings.num_threads)}
     variables |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return {"num_cpus": 0, "num_gpus": settings.gpu_share, "runtime_env": {"env_vars": variables}, "max_restarts": 0}

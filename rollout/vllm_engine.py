@@ -59,7 +59,9 @@ class VllmEngine:
             block_size=32 if current_platform.is_cpu() else None,
             logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
             enforce_eager=True,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=self.settings.tensor_parallel,
+            distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
+            enable_sleep_mode=self.settings.sleeps,
             disable_log_stats=True,
             generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
             seed=0,
@@ -67,6 +69,10 @@ class VllmEngine:
         self._set_version(version)
 
     def load_weights(self, update: WeightUpdate) -> None:
+        if self.settings.tensor_parallel > 1:
+            raise EngineError(
+                "weights of an engine of several processes cannot be read back, so they are not replaced in place; rebuild it"
+            )
         tensors = unpack_weights(update)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
         if fault() != "stale_kernel":
@@ -113,6 +119,12 @@ class VllmEngine:
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         self._llm.llm_engine.abort_request(list(request_ids))
+
+    def sleep(self) -> None:
+        self._llm.sleep(level=1)  # weights go to host memory, keys and values are forgotten
+
+    def wake(self) -> None:
+        self._llm.wake_up()
 
     def close(self) -> None:
         if self._llm is not None:

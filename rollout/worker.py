@@ -95,6 +95,12 @@ class RolloutWorker:
         self.engine.cancel(request_ids)
         self._unfinished -= len(request_ids)
 
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()
+
     def close(self) -> None:
         self.engine.close()
 

@@ -138,6 +138,7 @@ class _Loop:
             max_staleness=rollout.max_staleness,
             is_deterministic=work.recipe.deterministic,
             in_flight=rollout.weight_change == "in_flight",
+            sleeps=rollout.sleep,
         )
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:

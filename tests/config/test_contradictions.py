@@ -68,6 +68,9 @@ def test_a_contradiction_is_one_line(override: str, words: str, problems: Proble
             ["deterministic=false"],
             "in_flight goes on with unfinished samples, and sync: rebuild builds an engine that has none; delete one of them",
         ),
+        ("{sleep: true, max_staleness: 1}", [], "sleep stops engines while the trainer works, and with max_staleness 1 they draw then"),
+        ("{gpus_per_worker: 2, engine: hf}", [], "gpus_per_worker 2 shares out vLLM's layers, and the engine is hf; delete it"),
+        ("{gpus_per_worker: 2, sync: in_place}", [], "cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"),
         (
             "{max_staleness: 2}",
             ["stages.reason.importance=none"],
@@ -75,7 +78,7 @@ def test_a_contradiction_is_one_line(override: str, words: str, problems: Proble
         ),
     ],
 )
-def test_weights_that_are_old_or_change_need_what_makes_that_right(
+def test_settings_of_the_engines_that_cannot_be_right_together(
     rollout: str, others: list[str], words: str, problems: Problems, sound: str
 ) -> None:
     (line,) = problems(sound, f"rollout={rollout}", *others)

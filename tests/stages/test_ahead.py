@@ -148,6 +148,17 @@ def test_what_is_done_with_new_weights_is_done_with_exactly_these(ahead: Callabl
         assert posted.found.result(timeout=5) == step + 1
 
 
+def test_engines_sleep_between_the_last_sample_and_the_next_weights(ahead: Callable[..., Ahead], pool: Weights) -> None:
+    done: list[str] = []
+    pool.sleep, pool.wake = lambda: done.append("sleep"), lambda: done.append("wake")  # type: ignore[attr-defined]
+    sync = pool.sync
+    pool.sync = lambda export, version: (done.append("sync"), sync(export, version))[1]  # type: ignore[method-assign]
+    draw = lambda step, meanwhile: (done.append("draw"), pool.completions(pool.version))[1]  # noqa: E731
+    trained(runs := ahead(draw, sleeps=True), lambda step: done.append("update"))
+    runs.close()
+    assert done[:10] == ["draw", "sleep", "update", "wake", "sync"] * 2
+
+
 @pytest.mark.parametrize("most", [0, 2])
 def test_a_failed_sync_is_raised_where_samples_are_waited_for(ahead: Callable[..., Ahead], pool: Weights, most: int) -> None:
     pool.refuses = 2
