@@ -353,7 +353,8 @@ class _Drawing:
             starting = {slot.starting: slot for slot in self.pool._slots if slot.starting is not None}
             waiting = [*self.polls, *starting]
             if waiting:
-                ready, _ = ray.wait(waiting, timeout=0.1 if any(s.actor is None for s in self.pool._slots) else POLL_S)
+                ray.wait(waiting, timeout=0.1 if any(s.actor is None for s in self.pool._slots) else POLL_S)
+                ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)  # all that are, at once
             else:
                 time.sleep(0.05)
                 ready = []
@@ -371,12 +372,14 @@ class _Drawing:
             return
         slot.unfinished |= {request.id: request for request in requests}
         slot.last_sign = time.monotonic()
-        slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
-        self.listen(slot)
+        self.listen(slot, requests)
 
-    def listen(self, slot: _Slot) -> None:
-        if slot.unfinished and slot not in self.polls.values():
-            self.polls[slot.actor.poll.remote(POLL_S)] = slot
+    def listen(self, slot: _Slot, requests: Sequence[Request] = ()) -> None:
+        """Have the slot polled, with new requests in the same call where that can be: a call costs the driver as much as many samples."""
+        if slot in self.polls.values():
+            slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
+        elif slot.unfinished:
+            self.polls[slot.actor.poll.remote(POLL_S, list(requests))] = slot
 
     def joined(self, slot: _Slot) -> None:
         """A replacement holds the weights: with fixed dispatch it draws its predecessor's whole share, so that its batches are the same."""
@@ -420,8 +423,8 @@ class _Drawing:
                 failed.append(request)
             else:
                 self.accept(end.request_id, end.completion)
-        self.submit(slot, failed)
-        self.listen(slot)
+        slot.unfinished |= {request.id: request for request in failed}
+        self.listen(slot, failed)
 
     def accept(self, name: str, completion: Completion) -> None:
         wrong = [version for _, version in completion.versions if not self.first_version <= version <= self.pool.version]

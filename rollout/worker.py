@@ -82,7 +82,9 @@ class RolloutWorker:
                 self._refused.append(Finished(request.id, None, f"{type(error).__name__}: {error}"))
         self._unfinished += len(requests)
 
-    def poll(self, timeout_s: float) -> list[Finished]:
+    def poll(self, timeout_s: float, new: Sequence[Request] = ()) -> list[Finished]:
+        """Queue ``new``, then work as an engine's poll does."""
+        self.submit(new)
         fault_point("generating", self.index)
         refused, self._refused = self._refused, []
         finished = refused or self.engine.poll(timeout_s)
