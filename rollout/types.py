@@ -98,6 +98,22 @@ class Completion:
         object.__setattr__(self, name, tuple(getattr(self.arrays, name).tolist()))
         return self.__dict__[name]
 
+    def as_row(self) -> dict[str, Any]:
+        """For JSON; ``Completion.of_row`` makes the same of it, bit for bit."""
+        return {
+            "text": self.text,
+            "finish": self.finish,
+            "versions": self.versions,
+            **{name: getattr(self, name) for name in TokenArrays._fields},
+        }
+
+    @staticmethod
+    def of_row(row: Mapping[str, Any]) -> Completion:
+        numbers = {name: tuple(row[name]) for name in TokenArrays._fields}
+        return Completion(
+            **numbers, text=row["text"], finish=row["finish"], versions=tuple((at, version) for at, version in row["versions"])
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         numbers = (column.tobytes() for column in self.arrays)
         return _from_bytes, (*numbers, self.text, self.finish, self.versions)

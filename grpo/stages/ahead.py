@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,8 +63,11 @@ class Posted:
 class Ahead:
     """Between ``with`` and its end only this uses the pool. What goes wrong in its thread is raised by whichever method is called next.
 
+    A run that stops and goes on with the same samples keeps what ``drawn_by_older_weights`` returns with its weights, and gives it back as ``kept``.
+
     draw    draws the samples of a step, and calls its second argument now and then, which may change the weights, or raise to end the drawing
     steps   all that are still to be drawn
+    kept    the first of them that are not, because weights drew them that are gone
     sleeps  engines give back GPU memory between a step's last sample and the next weights
     """
 
@@ -78,6 +81,7 @@ class Ahead:
         is_deterministic: bool = True,
         in_flight: bool = False,
         sleeps: bool = False,
+        kept: Sequence[Drawn] = (),
     ):
         assert not (in_flight and is_deterministic), "when weights change is a matter of time"
         assert not (sleeps and max_staleness), "engines that draw ahead never sleep"
@@ -85,7 +89,7 @@ class Ahead:
         self._max_staleness, self._is_deterministic, self._in_flight = max_staleness, is_deterministic, in_flight
         self._drawn: dict[int, Future[Drawn]] = {step: Future() for step in steps}
         self._posts: deque[Posted] = deque()
-        self._sleeps = sleeps
+        self._sleeps, self._kept = sleeps, kept
         self._num_synced = 0
         self._changed = threading.Condition()
         self._is_closing = False
@@ -121,6 +125,10 @@ class Ahead:
             self._changed.notify()
         return posted
 
+    def drawn_by_older_weights(self, step: int) -> list[Drawn]:
+        """What the weights posted after ``step`` would not draw again: the samples of the next ``max_staleness`` steps, waited for."""
+        return [self._drawn[later].result() for later in self._steps if step < later <= step + self._max_staleness]
+
     def close(self) -> None:
         """End the thread: what is being drawn is cancelled, what has been posted is synced no more."""
         with self._changed:
@@ -145,6 +153,9 @@ class Ahead:
         for ready, step in enumerate(self._steps):
             while ready > self._num_synced + self._max_staleness:
                 self._sync(self._next())
+            if ready < len(self._kept):
+                self._drawn[step].set_result(self._kept[ready])
+                continue
             if not self._is_deterministic:
                 self._sync_newest()
             began = time.monotonic()

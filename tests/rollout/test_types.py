@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -36,6 +37,12 @@ def test_a_completion_from_another_process_makes_tuples_only_when_asked() -> Non
     assert replace(back, text="b") == replace(made, text="b") != made
     with pytest.raises(AttributeError, match="token_ids"):
         _ = back.token_ids
+
+
+def test_a_completion_is_the_same_after_json() -> None:
+    made = Completion((5, 262143), (-0.1, -math.pi * 1e-7), (True, False), "naïve ☃", "stop", ((0, 3), (1, 4)))
+    back = Completion.of_row(json.loads(json.dumps(made.as_row())))
+    assert back == made and type(back.trainable[1]) is bool
 
 
 def test_arrays_from_another_process_cannot_be_written_to() -> None:

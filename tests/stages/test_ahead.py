@@ -148,6 +148,25 @@ def test_what_is_done_with_new_weights_is_done_with_exactly_these(ahead: Callabl
         assert posted.found.result(timeout=5) == step + 1
 
 
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_a_run_that_stops_and_goes_on_with_what_it_kept_draws_as_one_that_did_not(
+    ahead: Callable[..., Ahead], pool: Weights, stop: int
+) -> None:
+    versions = lambda runs, steps: [(runs.result(step).oldest_version, runs.post(lambda v=step + 1: v, step + 1))[0] for step in steps]  # noqa: E731
+    whole = ahead(max_staleness=2)
+    undisturbed = versions(whole, range(STEPS))
+    whole.close()
+    pool.version = 0
+    first = ahead(max_staleness=2)
+    before = versions(first, range(stop + 1))
+    kept = first.drawn_by_older_weights(stop)
+    first.close()
+    pool.version = stop + 1
+    again = Ahead(pool, lambda step, _: pool.completions(pool.version), range(stop + 1, STEPS), max_staleness=2, kept=kept)  # type: ignore[arg-type]
+    with again:
+        assert before + versions(again, range(stop + 1, STEPS)) == undisturbed == [0, 0, 0, 1, 2, 3]
+
+
 def test_engines_sleep_between_the_last_sample_and_the_next_weights(ahead: Callable[..., Ahead], pool: Weights) -> None:
     done: list[str] = []
     pool.sleep, pool.wake = lambda: done.append("sleep"), lambda: done.append("wake")  # type: ignore[attr-defined]
