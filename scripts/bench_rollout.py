@@ -188,7 +188,7 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
     work: Any = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(doing=lambda *_: None, say=lambda *_: None))
     with RewardRuntime([RewardSpec("./size.py:size")], deadline_s=5.0, base=folder) as rewards:
         loop = _Loop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
-        with loop.ahead:
+        with loop.drawing():
             found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
     pool.close()
     return statistics.median(found[1:-1]), trainer.rollouts_begun

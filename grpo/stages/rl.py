@@ -23,7 +23,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
-from grpo.stages.ahead import Ahead, Meanwhile
+from grpo.stages.ahead import Ahead, Drawn, Meanwhile
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
@@ -79,7 +79,7 @@ def _train(
     ):
         loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts)
         loop.prove_sync()
-        with loop.ahead:
+        with loop.drawing():
             for step in range(stage.steps):
                 metrics, rows = loop.step(step)
                 metrics_file.write({"step": step + 1, **metrics})
@@ -129,17 +129,22 @@ class _Loop:
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
-        self.version = pool.version
-        rollout = work.recipe.rollout
+
+    def drawing(self, first: int = 0, kept: Sequence[Drawn] = ()) -> Ahead:
+        """The thread that draws the samples of all steps from ``first`` on, by the engines' weights and newer ones; steps are made ``with`` it."""
+        rollout = self.work.recipe.rollout
+        self.version = self.pool.version
         self.ahead = Ahead(
-            pool,
+            self.pool,
             self.draw,
-            range(stage.steps),
+            range(first, self.stage.steps),
             max_staleness=rollout.max_staleness,
-            is_deterministic=work.recipe.deterministic,
+            is_deterministic=self.work.recipe.deterministic,
             in_flight=rollout.weight_change == "in_flight",
             sleeps=rollout.sleep,
+            kept=kept,
         )
+        return self.ahead
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
