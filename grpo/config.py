@@ -106,6 +106,7 @@ class Evaluation(Strict):
     samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.6
     top_p: Fraction = 0.95
+    min_p: Fraction = 0.0
     max_completion_tokens: PositiveInt = 256
     seed: int = 1234
     pass_at: list[PositiveInt] = Field(default_factory=lambda: [1])
@@ -121,9 +122,14 @@ class Rollout(Strict):
     workers: PositiveInt = 1
     min_workers: PositiveInt = Field(1, description="the run stops where fewer are left")
     max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="of each worker, before it is given up")
-    max_staleness: Literal[0, 1] = Field(
-        0, description="1: the next step's samples are drawn while this one trains, by weights that are one step old"
+    max_staleness: Annotated[int, Field(ge=0)] = Field(
+        0, description="n: samples are drawn while earlier ones train, by weights that are at most n steps old"
     )
+    weight_change: Literal["between_steps", "in_flight"] = Field(
+        "between_steps", description="in_flight: engines take new weights while a step's samples are being drawn; needs max_staleness"
+    )
+    gpus_per_worker: PositiveInt = Field(1, description="GPUs that share out each layer of an engine (tensor parallel, vllm only)")
+    sleep: bool = Field(False, description="engines give their GPU memory back while the trainer works (engines and trainer on one GPU)")
     gpu_memory_frac: Fraction | None = Field(None, description="of a GPU for its engine; by default 0.9, or 0.45 where a trainer shares it")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_cache_gib: PositiveFloat = 1.0
@@ -219,6 +225,7 @@ class RlStage(StageBase, Optimiser):
     temperature: PositiveFloat = 1.0
     top_p: Fraction = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Fraction = 0.0
     stop: list[str] = Field(default_factory=list)
     kl_coef: NonNegativeFloat | None = Field(None, description="the algorithm's own by default")
     kl_in: Literal["loss", "reward"] | None = None
@@ -265,6 +272,7 @@ class SamplingKeys(Strict):
     samples_per_prompt: PositiveInt = 8
     temperature: PositiveFloat = 1.0
     top_p: Fraction = 1.0
+    min_p: Fraction = Field(0.0, description="leaves out tokens less likely than this share of the likeliest one's probability")
     max_prompt_tokens: PositiveInt = 512
     max_completion_tokens: PositiveInt = 256
 

@@ -37,6 +37,16 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.min_workers > recipe.rollout.workers:
         text = f"min_workers {recipe.rollout.min_workers} is more than workers {recipe.rollout.workers}, so the run would stop at once; lower it"
         yield _clash(("rollout",), text, "min_workers", "workers")
+    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.engine != "vllm":
+        text = f"gpus_per_worker {recipe.rollout.gpus_per_worker} shares out vLLM's layers, and the engine is {recipe.rollout.engine}; delete it"
+        yield _clash(("rollout",), text, "gpus_per_worker", "engine")
+    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.sync == "in_place":
+        text = "an engine over several GPUs cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"
+        yield _clash(("rollout",), text, "sync", "gpus_per_worker")
+    if recipe.rollout.sleep and recipe.rollout.max_staleness:
+        text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
+        yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
+    yield from _weight_change(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"
         yield _clash(("trainer",), text, "shard", "ranks")
@@ -61,6 +71,26 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
             elif not recipe.evaluation:
                 text = f"stage {stage.name!r} has nothing to evaluate on: write evaluation: {{prompts: ...}} in the stage or in the recipe"
                 yield Finding(at, text, (("evaluation",), (*at, "evaluation")))
+
+
+def _weight_change(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    for index, stage in enumerate(recipe.stages):
+        if rollout.max_staleness and isinstance(stage, RlStage) and stage.importance == "none":
+            text = f"max_staleness {rollout.max_staleness} trains on samples of older weights, and importance: none leaves that uncorrected"
+            keys = (("rollout", "max_staleness"),)
+            yield Finding(("stages", index, "importance"), f"{text}; delete one of them", keys)
+    if rollout.weight_change != "in_flight":
+        return
+    if rollout.max_staleness == 0:
+        text = "in_flight changes weights while samples are drawn ahead, and max_staleness 0 draws none ahead; raise max_staleness"
+        yield _clash(("rollout",), text, "weight_change", "max_staleness")
+    if rollout.sync == "rebuild":
+        text = "in_flight goes on with unfinished samples, and sync: rebuild builds an engine that has none; delete one of them"
+        yield _clash(("rollout",), text, "weight_change", "sync")
+    if recipe.deterministic:
+        text = "in_flight changes weights whenever they come, so the run cannot repeat bit for bit; write deterministic: false"
+        yield Finding(("rollout", "weight_change"), text, (("deterministic",),))
 
 
 def part_name(use: RewardUse) -> str:
@@ -130,7 +160,7 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
     if stage.clip_low is not None and stage.clip_low > 1:
         text = f"clip_low {stage.clip_low:g} puts the lower bound of the ratio at {1 - stage.clip_low:g}, where no ratio can be"
         yield _clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")
-    for name, is_on in (("top_p", stage.top_p < 1), ("top_k", stage.top_k > 0)):
+    for name, is_on in (("top_p", stage.top_p < 1), ("top_k", stage.top_k > 0), ("min_p", stage.min_p > 0)):
         if is_on:
             text = f"{name} {getattr(stage, name)} draws from a cut distribution, but the trainer computes probabilities of the whole one"
             yield _clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)

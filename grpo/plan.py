@@ -55,7 +55,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     """
     recipe = loaded.recipe
     common = recipe.model_dump(mode="json", by_alias=True, include=set(SHARED))
-    common["rollout"] = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script", "max_staleness"})
+    common["rollout"] = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script", "max_staleness", "weight_change"})
     common["trainer"] = recipe.trainer.model_dump(mode="json", exclude={"offload_optimiser"})
     planned: list[PlannedStage] = []
     fingerprints: dict[str, str] = {}

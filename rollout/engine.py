@@ -15,8 +15,9 @@ from rollout.weights import WeightUpdate
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs. ``gpu_share`` is how much
-    of a GPU the actor reserves, ``gpu_memory_frac`` how much of its memory the engine takes."""
+    """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs. ``gpu_share`` is how many GPUs, or
+    how much of one, the actor reserves, ``gpu_memory_frac`` how much of its memory the engine takes. ``tensor_parallel`` processes share out
+    each layer (vLLM only). ``sleeps``: it gives its GPU memory back when told to."""
 
     dtype: str = "bfloat16"
     kv_cache_gib: float = 1.0
@@ -25,6 +26,8 @@ class EngineSettings:
     num_threads: int = 2
     gpu_share: float = 0.0
     gpu_memory_frac: float = 0.9
+    tensor_parallel: int = 1
+    sleeps: bool = False
 
 
 class RolloutEngine(Protocol):
@@ -38,7 +41,8 @@ class RolloutEngine(Protocol):
     def load_weights(self, update: WeightUpdate) -> None:
         """Replace all weights in place, forget what was cached of the old ones, and prove what the kernels now compute with.
 
-        Raises WeightSyncError where that is not what was sent.
+        Requests that are being drawn go on: the keys and values of their tokens so far are computed again, so that what they draw from here on
+        is the new weights' alone, and ``Completion.versions`` says from which token on. Raises WeightSyncError where that is not what was sent.
         """
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -49,6 +53,12 @@ class RolloutEngine(Protocol):
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Forget these requests; they never finish."""
+
+    def sleep(self) -> None:
+        """Give back GPU memory, with nothing unfinished, until ``wake``."""
+
+    def wake(self) -> None:
+        """Be ready to take weights and to draw, with the weights held before; nothing happens to an engine that is awake."""
 
     def close(self) -> None:
         """Give back memory and processes."""

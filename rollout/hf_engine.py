@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from rollout.engine import EngineSettings
-from rollout.errors import EngineError, WeightSyncError
+from rollout.errors import WeightSyncError
 from rollout.types import Completion, Finish, Finished, Request, Sampling
 from rollout.weights import WeightUpdate, pack_weights, unpack_weights
 
@@ -33,6 +33,7 @@ class _Row:
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[tuple[int, int]] = field(default_factory=list)
     finish: Finish | None = None
     text: str | None = None
 
@@ -60,8 +61,6 @@ class HfEngine:
 
     def load_weights(self, update: WeightUpdate) -> None:
         received = unpack_weights(update)
-        if self._rows or self._waiting:
-            raise EngineError("asked to load weights while requests are being drawn; they would be sampled from two versions")
         held = self._model.state_dict()
         unknown = sorted(received.keys() - held.keys())
         if unknown:
@@ -80,6 +79,7 @@ class HfEngine:
                 f"after loading version {update.version}, transformers holds other weights than were sent: {', '.join(wrong)}"
             )
         self.version = update.version
+        self._prefill([row for row in self._rows if row.finish is None])
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
@@ -103,19 +103,30 @@ class HfEngine:
             if row.request.id in gone and row.finish is None:
                 row.finish, row.text = "abort", ""
 
+    def sleep(self) -> None:
+        self._model.to("cpu")
+
+    def wake(self) -> None:
+        self._model.to(self._device)
+
     def close(self) -> None:
         self._model, self._rows, self._waiting = None, [], []
 
     def _begin(self) -> None:
-        """The next requests as one batch, prompts padded on the left."""
+        """The next requests as one batch."""
         taken, self._waiting = self._waiting[: self.settings.max_sequences], self._waiting[self.settings.max_sequences :]
-        self._rows = [_Row(request, torch.Generator(self._device).manual_seed(request.seed)) for request in taken]
-        longest = max(len(request.tokens) for request in taken)
-        self._input = torch.zeros(len(taken), longest, dtype=torch.long, device=self._device)
+        self._prefill([_Row(request, torch.Generator(self._device).manual_seed(request.seed)) for request in taken])
+
+    def _prefill(self, rows: list[_Row]) -> None:
+        """Rows as one batch, padded on the left; what was computed of those already begun, by other weights, is forgotten."""
+        self._rows = rows
+        known = [(*row.request.tokens, *row.tokens) for row in rows]
+        longest = max(map(len, known), default=0)
+        self._input = torch.zeros(len(rows), longest, dtype=torch.long, device=self._device)
         self._mask = torch.zeros_like(self._input)
-        for row, request in enumerate(taken):
-            self._input[row, longest - len(request.tokens) :] = torch.tensor(request.tokens)
-            self._mask[row, longest - len(request.tokens) :] = 1
+        for row, tokens in enumerate(known):
+            self._input[row, longest - len(tokens) :] = torch.tensor(tokens)
+            self._mask[row, longest - len(tokens) :] = 1
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
         self._cache: Any = None
 
@@ -148,6 +159,8 @@ class HfEngine:
             token = int(logprobs_V.argmax())
         else:
             token = int(torch.multinomial(logprobs_V.exp(), 1, generator=row.generator))
+        if not row.versions or row.versions[-1][1] != self.version:
+            row.versions.append((len(row.tokens), self.version))
         row.tokens.append(token)
         row.logprobs.append(float(logprobs_V[token]))
         if token in self._ends or row.request.sampling.stop and any(stop in self._decoded(row) for stop in row.request.sampling.stop):
@@ -165,8 +178,7 @@ class HfEngine:
         row.text = text[: min((at for stop in row.request.sampling.stop if (at := text.find(stop)) >= 0), default=len(text))]
         assert row.finish is not None
         num = len(row.tokens)
-        versions = ((0, self.version),)
-        completion = Completion(tuple(row.tokens), tuple(row.logprobs), (True,) * num, row.text, row.finish, versions)
+        completion = Completion(tuple(row.tokens), tuple(row.logprobs), (True,) * num, row.text, row.finish, tuple(row.versions))
         return Finished(row.request.id, completion)
 
 

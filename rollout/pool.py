@@ -11,6 +11,7 @@ is drawn again: nothing is lost, nothing is counted twice, and no failure become
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 
 from rollout.engine import EngineSettings
@@ -26,6 +28,7 @@ from rollout.faults import VARIABLES
 from rollout.proof import ReloadProof
 from rollout.seeds import sample_seed
 from rollout.types import Completion, Finished, Prompt, Request, Sampling
+from rollout.vllm_engine import environment
 from rollout.worker import RolloutWorker, SyncMode, SyncReceipt
 
 Progress = Callable[[int, int], None]
@@ -96,6 +99,7 @@ class RolloutPool:
         self._folder_version = -1
         self._vocabulary: int | None = None
         self._update: Any = None  # a reference to the weights synced last, for those who join
+        self._drawing: _Drawing | None = None
 
     # ----------------------------------------------------------------------------------------------------------------- weights
 
@@ -132,6 +136,13 @@ class RolloutPool:
             raise WeightSyncError(f"workers hold version {wrong[0]} after a sync of version {version}")
         return receipts
 
+    def sleep(self) -> None:
+        """Engines that share GPUs with a trainer give their memory back, until ``wake``; nothing may be drawn or synced meanwhile."""
+        self._everywhere(lambda worker: worker.sleep.remote(), START_DEADLINE_S, "go to sleep")
+
+    def wake(self) -> None:
+        self._everywhere(lambda worker: worker.wake.remote(), START_DEADLINE_S, "wake up")
+
     def add_worker(self) -> None:
         """One more worker, which draws as soon as it holds the weights of the others."""
         self._slots.append(_Slot(len(self._slots)))
@@ -157,6 +168,8 @@ class RolloutPool:
         """``num_samples`` completions of each prompt, in the order of ``prompts``: result[i][j] is sample j of prompt i.
 
         What is drawn follows from (seed, step, prompt id, j). A worker that finishes nothing for ``deadline_s`` is taken for hung and replaced.
+        ``progress`` is told about once a second how many are there, of how many; it may sync newer weights, which the unfinished samples then go
+        on with; and what it raises ends the drawing.
         Raises EngineError where too few workers are left, a request fails MAX_TRIES times, or a token lies outside the vocabulary.
         """
         self._check_prompts(prompts, sampling)
@@ -167,7 +180,12 @@ class RolloutPool:
             seen[prompt.id] += 1
             seeds = [sample_seed(seed, step, prompt.id, first + j) for j in range(num_samples)]
             requests.append([Request(f"{step}.{i}.{j}", prompt.tokens, sampling, seeds[j]) for j in range(num_samples)])
-        done = _Drawing(self, requests, deadline_s, progress).run()
+        self._drawing = _Drawing(self, requests, deadline_s, progress)
+        try:
+            done = self._drawing.run()
+        finally:
+            self._drawing.cancel()
+            self._drawing = None
         return [[done[request.id] for request in group] for group in requests]
 
     def close(self) -> None:
@@ -184,12 +202,14 @@ class RolloutPool:
                 f"a prompt and its completion may reach {longest} tokens, but the engine was built for {self.settings.max_tokens}"
             )
         for prompt in prompts:
-            self._check_tokens(f"prompt {prompt.id!r}", prompt.tokens)
+            self._check_tokens(f"prompt {prompt.id!r}", np.array(prompt.tokens, np.int64))
 
-    def _check_tokens(self, whose: str, tokens: Sequence[int]) -> None:
-        if self._vocabulary is not None and tokens and not (min(tokens) >= 0 and max(tokens) < self._vocabulary):
-            bad = next(token for token in tokens if not 0 <= token < self._vocabulary)
-            raise EngineError(f"{whose} holds the token id {bad}, and the model's vocabulary has {self._vocabulary}")
+    def _check_tokens(self, whose: str, tokens: np.ndarray) -> None:
+        if self._vocabulary is None:
+            return
+        known = (tokens >= 0) & (tokens < self._vocabulary)
+        if not known.all():
+            raise EngineError(f"{whose} holds the token id {tokens[~known][0]}, and the model's vocabulary has {self._vocabulary}")
 
     # ----------------------------------------------------------------------------------------------------------------- workers
 
@@ -215,6 +235,8 @@ class RolloutPool:
             self._has_served = True
             if version != self.version:  # a sync came while it started
                 slot.starting = slot.actor.start.remote(self._folder, self._folder_version, self._update, self.mode)
+            elif self._drawing is not None:
+                self._drawing.joined(slot)
 
     def _lose(self, slot: _Slot, why: str) -> None:
         """Give up the slot's actor, and begin another after a while, or give up the slot. Raises EngineError where too few are left."""
@@ -228,6 +250,8 @@ class RolloutPool:
         else:
             slot.not_before = time.monotonic() + self.workers.backoff_s * 2 ** (slot.restarts - 1)
             self.say(f"  rollout worker {slot.index} {why}; restart {slot.restarts} of {self.workers.max_restarts}")
+        if self._drawing is not None:
+            self._drawing.lost(slot)
         left = sum(not s.is_given_up for s in self._slots)
         if left < self.workers.min_workers:
             raise EngineError(
@@ -241,9 +265,8 @@ class RolloutPool:
                 self._begin_start(slot)
 
     def _everywhere(self, call: Callable[[Any], Any], deadline_s: float, what: str, again: bool = False) -> list[Any]:
-        """Every worker's answer. One that is lost meanwhile is replaced by one that starts with the same weights, and has no answer to give;
-        ``again`` asks the replacement too. Raises EngineError past the deadline, or where a call fails."""
-        deadline = time.monotonic() + deadline_s
+        """Every worker's answer. One that dies meanwhile, or has not answered within ``deadline_s``, is replaced by one that starts with the same
+        weights, and has no answer to give; ``again`` asks the replacement too. Raises EngineError where a call fails or too few are left."""
         answers: dict[int, Any] = {}
         asked: dict[Any, _Slot] = {}
         told: set[int] = set()
@@ -255,13 +278,12 @@ class RolloutPool:
             for slot in self._slots:
                 if slot.is_live and slot.index not in told:
                     asked[call(slot.actor)] = slot
+                    slot.last_sign = time.monotonic()
                     told.add(slot.index)
             starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
             owed = [slot for slot in self._slots if slot.actor is None and not slot.is_given_up]
             if not asked and not starting and not owed:
                 return [answers[index] for index in sorted(answers)]
-            if time.monotonic() > deadline:
-                raise EngineError(f"a rollout worker did not {what} within {deadline_s:.0f} s")
             if not asked and not starting:
                 time.sleep(0.05)
                 continue
@@ -284,6 +306,15 @@ class RolloutPool:
                     if isinstance(error.cause, WeightSyncError):
                         raise WeightSyncError(str(error.cause)) from None
                     raise EngineError(f"a rollout worker failed to {what}: {error.cause!r}") from error
+            hung = {reference: slot for reference, slot in asked.items() if time.monotonic() - slot.last_sign > deadline_s}
+            for reference, slot in hung.items():
+                del asked[reference]
+                self._lose(slot, f"did not {what} within {deadline_s:.0f} s")
+                if again:
+                    told.discard(slot.index)
+            for slot in starting.values():
+                if slot.starting is not None and time.monotonic() - slot.last_sign > START_DEADLINE_S:
+                    self._lose(slot, f"did not start within {START_DEADLINE_S:.0f} s")
 
 
 class _Drawing:
@@ -291,6 +322,7 @@ class _Drawing:
 
     def __init__(self, pool: RolloutPool, groups: Sequence[Sequence[Request]], deadline_s: float, progress: Progress):
         self.pool, self.deadline_s, self.progress = pool, deadline_s, progress
+        self.first_version = pool.version
         self.total = sum(len(group) for group in groups)
         self.done: dict[str, Completion] = {}
         self.tries: Counter[str] = Counter()
@@ -321,14 +353,14 @@ class _Drawing:
             starting = {slot.starting: slot for slot in self.pool._slots if slot.starting is not None}
             waiting = [*self.polls, *starting]
             if waiting:
-                ready, _ = ray.wait(waiting, timeout=0.1 if any(s.actor is None for s in self.pool._slots) else POLL_S)
+                ray.wait(waiting, timeout=0.1 if any(s.actor is None for s in self.pool._slots) else POLL_S)
+                ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)  # all that are, at once
             else:
                 time.sleep(0.05)
                 ready = []
             for reference in ready:
                 if reference in starting:
                     self.pool._started(starting[reference])
-                    self.joined(starting[reference])
                 else:
                     self.answered(reference)
             self.look_for_hung()
@@ -340,13 +372,18 @@ class _Drawing:
             return
         slot.unfinished |= {request.id: request for request in requests}
         slot.last_sign = time.monotonic()
-        slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
-        if slot not in self.polls.values():
-            self.polls[slot.actor.poll.remote(POLL_S)] = slot
+        self.listen(slot, requests)
+
+    def listen(self, slot: _Slot, requests: Sequence[Request] = ()) -> None:
+        """Have the slot polled, with new requests in the same call where that can be: a call costs the driver as much as many samples."""
+        if slot in self.polls.values():
+            slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
+        elif slot.unfinished:
+            self.polls[slot.actor.poll.remote(POLL_S, list(requests))] = slot
 
     def joined(self, slot: _Slot) -> None:
         """A replacement holds the weights: with fixed dispatch it draws its predecessor's whole share, so that its batches are the same."""
-        if slot.is_live and self.is_fixed:
+        if self.is_fixed:
             again = {request.id for request in slot.share}
             self.done = {name: completion for name, completion in self.done.items() if name not in again}
             self.submit(slot, slot.share)
@@ -367,10 +404,10 @@ class _Drawing:
         try:
             finished: list[Finished] = ray.get(reference)
         except DEATH as error:
-            self.lost(slot, f"died while generating ({_cause(error)})")
+            self.pool._lose(slot, f"died while generating ({_cause(error)})")
             return
         except ray.exceptions.RayTaskError as error:
-            self.lost(slot, f"failed while generating ({error.cause!r})")
+            self.pool._lose(slot, f"failed while generating ({error.cause!r})")
             return
         if finished:
             slot.last_sign = time.monotonic()
@@ -386,14 +423,14 @@ class _Drawing:
                 failed.append(request)
             else:
                 self.accept(end.request_id, end.completion)
-        self.submit(slot, failed)
-        if slot.unfinished and slot not in self.polls.values():
-            self.polls[slot.actor.poll.remote(POLL_S)] = slot
+        slot.unfinished |= {request.id: request for request in failed}
+        self.listen(slot, failed)
 
     def accept(self, name: str, completion: Completion) -> None:
-        if completion.version != self.pool.version:
-            raise WeightSyncError(f"a sample came from version {completion.version}, but {self.pool.version} was asked for")
-        self.pool._check_tokens(f"sample {name}", completion.tokens)
+        wrong = [version for _, version in completion.versions if not self.first_version <= version <= self.pool.version]
+        if wrong:
+            raise WeightSyncError(f"a sample came from version {wrong[0]}, but {self.pool.version} was asked for")
+        self.pool._check_tokens(f"sample {name}", completion.arrays.tokens)
         self.done[name] = completion
 
     def look_for_hung(self) -> None:
@@ -401,20 +438,29 @@ class _Drawing:
             waits = slot.unfinished or slot.starting is not None
             limit = self.deadline_s if slot.starting is None else max(self.deadline_s, START_DEADLINE_S)
             if waits and slot.actor is not None and time.monotonic() - slot.last_sign > limit:
-                self.lost(slot, f"gave no sign for {limit:.0f} s")
+                self.pool._lose(slot, f"gave no sign for {limit:.0f} s")
 
-    def lost(self, slot: _Slot, why: str) -> None:
+    def cancel(self) -> None:
+        """Engines forget what is unfinished, of which there is some only where the drawing failed."""
+        for slot in self.pool._slots:
+            if slot.is_live and slot.unfinished:
+                slot.actor.cancel.remote(list(slot.unfinished))
+            slot.unfinished = {}
+
+    def lost(self, slot: _Slot) -> None:
+        """Its replacement will draw its whole share; without one, or with balanced dispatch, others draw what is left of it."""
         self.polls = {reference: other for reference, other in self.polls.items() if other is not slot}
-        unfinished = list(slot.unfinished.values())
         slot.unfinished = {}
-        self.pool._lose(slot, why)
-        if slot.is_given_up or not self.is_fixed:
-            if slot.is_given_up and self.is_fixed:
-                self.pool.say(f"  its {len(unfinished)} samples go to other workers, so this run will not repeat bit for bit")
-            groups: dict[str, list[Request]] = {}
-            for request in unfinished:
-                groups.setdefault(request.id.rpartition(".")[0], []).append(request)
-            self.queue.extendleft(groups.values())
+        if self.is_fixed and not slot.is_given_up:
+            return
+        left = [request for request in slot.share if request.id not in self.done]
+        slot.share = []
+        if left and self.is_fixed:
+            self.pool.say(f"  its {len(left)} samples go to other workers, so this run will not repeat bit for bit")
+        groups: dict[str, list[Request]] = {}
+        for request in left:
+            groups.setdefault(request.id.rpartition(".")[0], []).append(request)
+        self.queue.extendleft(groups.values())
 
 
 def _cause(error: Exception) -> str:
@@ -432,10 +478,6 @@ def _vocabulary(folder: Path) -> int | None:
 
 def _actor_options(engine: str, settings: EngineSettings) -> dict[str, Any]:
     """Workers and trainer take turns on a CPU, so they reserve none: an actor that asks for more than there is would wait for ever, silently."""
-    import os
-
-    from rollout.vllm_engine import environment
-
     variables = environment(settings) if engine == "vllm" else {"OMP_NUM_THREADS": str(settings.num_threads)}
     variables |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return {"num_cpus": 0, "num_gpus": settings.gpu_share, "runtime_env": {"env_vars": variables}, "max_restarts": 0}

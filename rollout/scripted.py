@@ -49,6 +49,12 @@ class ScriptedEngine:
         gone = set(request_ids)
         self._waiting = [request for request in self._waiting if request.id not in gone]
 
+    def sleep(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
     def close(self) -> None:
         self._waiting = []
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 Finish = Literal["stop", "length", "abort"]
 
@@ -47,12 +48,20 @@ class Request:
     seed: int
 
 
+class TokenArrays(NamedTuple):
+    """What is known of each token, [L] each: int64, float64, bool. Not to be written to."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    trainable: np.ndarray
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sample as the engine drew it.
 
     tokens     [L] ids, the end token included when finish is "stop" by it
-    logprobs   [L] natural log-probabilities of the distribution sampled from (after temperature and filters)
+    logprobs   [L] natural log-probabilities of the distribution sampled from (after temperature and filters), each by the version that drew it
     trainable  [L] False for tokens that a tool wrote rather than the policy
     versions   ((first token index, weights version), ...): one pair, or several when weights changed in flight
     """
@@ -69,17 +78,52 @@ class Completion:
         """The version that drew the last token."""
         return self.versions[-1][1]
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.arrays.tokens)
+
+    @property
+    def arrays(self) -> TokenArrays:
+        """Tokens, log-probabilities and flags as arrays, which is how they travel: nothing is copied of a completion from another process."""
+        if "_arrays" not in self.__dict__:
+            made = np.array(self.tokens, np.int64), np.array(self.logprobs, np.float64), np.array(self.trainable, bool)
+            object.__setattr__(self, "_arrays", TokenArrays(*made))
+        return self.__dict__["_arrays"]
+
+    def __getattr__(self, name: str) -> tuple[Any, ...]:
+        """The tuples of a completion from another process, made when first asked for: for a whole step they would take the driver longer than
+        everything else it does."""
+        if name not in TokenArrays._fields or "_arrays" not in self.__dict__:
+            raise AttributeError(name)
+        object.__setattr__(self, name, tuple(getattr(self.arrays, name).tolist()))
+        return self.__dict__[name]
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON; ``Completion.of_row`` makes the same of it, bit for bit."""
+        return {
+            "text": self.text,
+            "finish": self.finish,
+            "versions": self.versions,
+            **{name: getattr(self, name) for name in TokenArrays._fields},
+        }
+
+    @staticmethod
+    def of_row(row: Mapping[str, Any]) -> Completion:
+        numbers = {name: tuple(row[name]) for name in TokenArrays._fields}
+        return Completion(
+            **numbers, text=row["text"], finish=row["finish"], versions=tuple((at, version) for at, version in row["versions"])
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Between processes as bytes: a million numbers as Python objects would take the driver longer than everything else it does."""
-        trainable = None if all(self.trainable) else bytes(self.trainable)
-        numbers = array("q", self.tokens).tobytes(), array("d", self.logprobs).tobytes()
-        return _from_bytes, (*numbers, trainable, self.text, self.finish, self.versions)
+        numbers = (column.tobytes() for column in self.arrays)
+        return _from_bytes, (*numbers, self.text, self.finish, self.versions)
 
 
-def _from_bytes(tokens: bytes, logprobs: bytes, trainable: bytes | None, text: str, finish: Finish, versions: Any) -> Completion:
-    ids, floats = array("q", tokens), array("d", logprobs)
-    known = (True,) * len(ids) if trainable is None else tuple(map(bool, trainable))
-    return Completion(tuple(ids), tuple(floats), known, text, finish, versions)
+def _from_bytes(tokens: bytes, logprobs: bytes, trainable: bytes, text: str, finish: Finish, versions: Any) -> Completion:
+    arrays = np.frombuffer(tokens, np.int64), np.frombuffer(logprobs, np.float64), np.frombuffer(trainable, bool)
+    completion = object.__new__(Completion)
+    completion.__dict__.update(text=text, finish=finish, versions=versions, _arrays=TokenArrays(*arrays))
+    return completion
 
 
 @dataclass(frozen=True)

@@ -59,27 +59,33 @@ class VllmEngine:
             block_size=32 if current_platform.is_cpu() else None,
             logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
             enforce_eager=True,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=self.settings.tensor_parallel,
+            distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
+            enable_sleep_mode=self.settings.sleeps,
             disable_log_stats=True,
             generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
             seed=0,
         )
-        self.version = version
+        self._set_version(version)
 
     def load_weights(self, update: WeightUpdate) -> None:
+        if self.settings.tensor_parallel > 1:
+            raise EngineError(
+                "weights of an engine of several processes cannot be read back, so they are not replaced in place; rebuild it"
+            )
         tensors = unpack_weights(update)
-        self._engine_must_be_idle("load weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
         if fault() != "stale_kernel":
             self._llm.apply_model(_repack_embedding_kernels)
-        if not self._llm.reset_prefix_cache():
+        # Unfinished requests lose their keys and values too: their next token is drawn from the new weights alone, after all tokens so far.
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise EngineError("vLLM did not reset its prefix cache; keys of the old weights would be served")
         problems = self._llm.apply_model(lambda model: mismatched_weights(model, tensors, update.version))[0]
         if problems:
             raise WeightSyncError(
                 f"after loading version {update.version}, vLLM computes with other weights than were sent: {'; '.join(problems)}"
             )
-        self.version = update.version
+        self._set_version(update.version)
 
     def submit(self, requests: Sequence[Request]) -> None:
         from vllm import SamplingParams
@@ -114,6 +120,12 @@ class VllmEngine:
     def cancel(self, request_ids: Iterable[str]) -> None:
         self._llm.llm_engine.abort_request(list(request_ids))
 
+    def sleep(self) -> None:
+        self._llm.sleep(level=1)  # weights go to host memory, keys and values are forgotten
+
+    def wake(self) -> None:
+        self._llm.wake_up()
+
     def close(self) -> None:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
@@ -128,14 +140,12 @@ class VllmEngine:
         if not text and not isinstance(drawn.stop_reason, str):  # no stop string was asked for, or found
             text = self._llm.get_tokenizer().decode(tokens, skip_special_tokens=True)
         finish: Finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
-        return Finished(
-            output.request_id,
-            Completion(tokens, logprobs, (True,) * len(tokens), text, finish, ((0, self.version),)),
-        )
+        versions = tuple((span.start, int(span.version)) for span in drawn.weight_versions or ()) or ((0, self.version),)
+        return Finished(output.request_id, Completion(tokens, logprobs, (True,) * len(tokens), text, finish, versions))
 
-    def _engine_must_be_idle(self, what: str) -> None:
-        if self._llm.llm_engine.has_unfinished_requests():
-            raise EngineError(f"asked to {what} while requests are being drawn; they would be sampled from two versions")
+    def _set_version(self, version: int) -> None:
+        self.version = version
+        self._llm.llm_engine.set_weight_version(str(version))
 
 
 def _repack_embedding_kernels(model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,7 +82,9 @@ class RolloutWorker:
                 self._refused.append(Finished(request.id, None, f"{type(error).__name__}: {error}"))
         self._unfinished += len(requests)
 
-    def poll(self, timeout_s: float) -> list[Finished]:
+    def poll(self, timeout_s: float, new: Sequence[Request] = ()) -> list[Finished]:
+        """Queue ``new``, then work as an engine's poll does."""
+        self.submit(new)
         fault_point("generating", self.index)
         refused, self._refused = self._refused, []
         finished = refused or self.engine.poll(timeout_s)
@@ -91,8 +93,15 @@ class RolloutWorker:
             threading.Timer(0.1, fault_point, ("idle", self.index)).start()
         return finished
 
-    def cancel(self, request_ids: Iterable[str]) -> None:
+    def cancel(self, request_ids: Sequence[str]) -> None:
         self.engine.cancel(request_ids)
+        self._unfinished -= len(request_ids)
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()
 
     def close(self) -> None:
         self.engine.close()

@@ -77,7 +77,7 @@ def against_bare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         drawn = pool.sample(prompts, arguments.samples, sampling, seed=0, step=round_, deadline_s=600, progress=lambda *_: None)
         taken = {"pool": time.perf_counter() - started}
         tokens, taken["bare"] = ray.get(bare.generate.remote([p.tokens for p in prompts], arguments.samples, sampling, round_))
-        assert tokens == sum(len(completion.tokens) for group in drawn for completion in group), "both draw as many tokens"
+        assert tokens == sum(completion.num_tokens for group in drawn for completion in group), "both draw as many tokens"
         if round_:
             for name in seconds:
                 seconds[name].append(taken[name])
@@ -188,7 +188,8 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
     work: Any = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(doing=lambda *_: None, say=lambda *_: None))
     with RewardRuntime([RewardSpec("./size.py:size")], deadline_s=5.0, base=folder) as rewards:
         loop = _Loop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
-        found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
+        with loop.drawing():
+            found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
     pool.close()
     return statistics.median(found[1:-1]), trainer.rollouts_begun
 

@@ -37,7 +37,7 @@ def reason_to_drop(sample: Sample, prefill: str, keep: Keep, tags: Tags) -> str 
         return TRUNCATED
     if any((value := sample.parts[name]) is None or value < least for name, least in keep.min_reward.items()):
         return BELOW
-    if keep.max_completion_tokens is not None and len(sample.completion.tokens) > keep.max_completion_tokens:
+    if keep.max_completion_tokens is not None and sample.completion.num_tokens > keep.max_completion_tokens:
         return TOO_LONG
     if not keep.code_blocks and "```" in text:
         return CODE

@@ -103,7 +103,7 @@ def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Eva
     if prompt_set.num_too_long:
         work.progress.say(f"  evaluation leaves out {prompt_set.num_too_long} problems over max_prompt_tokens = {work.longest_prompt()}")
     prompts = prompt_set.prompts
-    sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p)
+    sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p, min_p=settings.min_p)
     work.progress.doing(f"evaluating on {len(prompts)} problems")
     completions = pool.sample(
         prompts,
@@ -146,7 +146,7 @@ def grade(
                 "answer": prompt.columns.get("answer"),
                 "text": completion.text,
                 "finish": completion.finish,
-                "completion_tokens": len(completion.tokens),
+                "completion_tokens": completion.num_tokens,
                 "said": answer_text(completion.text, work.recipe.tags.answer) or last_number(completion.text),
                 "accuracy": right,
                 "lenient": parts["lenient"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from grpo.run.checkpoints import Checkpoints, Saved
 from grpo.run.folder import CHECKPOINTS
 from grpo.run.records import JsonLines
 from grpo.stages.workplace import Workplace
+
+
+@dataclass
+class StepEnd:
+    """``state`` is called only where it is to be kept."""
+
+    state: Callable[[], Mapping[str, Any]] = dict
 
 
 class Keeper:
@@ -39,18 +47,17 @@ class Keeper:
         return saved
 
     @contextmanager
-    def step(self, done: int) -> Iterator[dict[str, Any]]:
-        """Around a step that makes it ``done``: what is put into the dictionary is kept where a checkpoint is due, or the run is to stop."""
-        state: dict[str, Any] = {}
+    def step(self, done: int) -> Iterator[StepEnd]:
+        """Around a step that makes it ``done``. Where a checkpoint is due, or the run is to stop, it holds what ``StepEnd.state`` returns."""
+        end = StepEnd()
         with self.work.interruption.held():
-            yield state
+            yield end
             self.finish()
             every = self.settings.checkpoint_every
             is_last, is_stopping = done == self.total, self.work.interruption.asked_by is not None
             if is_last or is_stopping or (every is not None and done % every == 0):
-                lengths = {log.path.name: log.num_bytes for log in self.logs}
-                writing = self.trainer.begin("save_state", self.checkpoints.begin(done))
-                self._unfinished = (done, {**state, "logs": lengths}, writing)
+                state = {**end.state(), "logs": {log.path.name: log.num_bytes for log in self.logs}}
+                self._unfinished = (done, state, self.trainer.begin("save_state", self.checkpoints.begin(done)))
             if is_last or is_stopping:
                 self.finish()
             self.work.interruption.raise_if_asked()

@@ -38,7 +38,7 @@ def collect(
         completions = work.pool(model).sample(
             prompts,
             stage.samples_per_prompt,
-            Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p),
+            Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, min_p=stage.min_p),
             seed=seed_of(stage, work),
             step=0,
             deadline_s=work.recipe.rollout.deadline_s,

@@ -6,8 +6,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
+from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.keeping import Keeper
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
@@ -33,7 +34,6 @@ from rewards.extract import answer_text, think_text
 from rollout.faults import fault_point
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
-from rollout.worker import SyncReceipt
 
 MIN_GAP_BOUND = 0.01
 GAP_BOUND_FACTOR = 3.0
@@ -83,18 +83,20 @@ def _train(
         keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file])
         loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
         saved = keeper.resume("step")
-        metrics: dict[str, float] = dict(saved.state["metrics"]) if saved else {}
-        if saved:
-            loop.go_on(saved.step, saved.state["loop"])
-        else:
+        if saved is None:
             loop.prove_sync()
-        for step in range(saved.step if saved else 0, stage.steps):
-            with keeper.step(step + 1) as state:
-                metrics, rows = loop.step(step)
-                metrics_file.write({"step": step + 1, **metrics})
-                samples_file.write_all(rows)
-                state |= {"metrics": metrics, "loop": loop.state(), "score": metrics.get("eval/accuracy")}
-            work.progress.step(step + 1, stage.steps, metrics)
+            first, kept, metrics = 0, [], {}
+        else:
+            loop.go_on(saved.step, saved.state["loop"])
+            first, kept, metrics = saved.step, drawn_from_json(saved.state["ahead"]), dict(saved.state["metrics"])
+        with loop.drawing(first, kept):
+            for step in range(first, stage.steps):
+                with keeper.step(step + 1) as end:
+                    metrics, rows = loop.step(step)
+                    metrics_file.write({"step": step + 1, **metrics})
+                    samples_file.write_all(rows)
+                    end.state = partial(loop.state, step, metrics)
+                work.progress.step(step + 1, stage.steps, metrics)
         trainer.save(folder / "model")
     return metrics
 
@@ -137,65 +139,85 @@ class _Loop:
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
         self.finish_checkpoint = finish_checkpoint
         self.seed = seed_of(stage, work)
-        self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
+        self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
-        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="rollout-ahead")
-        self.drawn_ahead: Future[list[list[Completion]]] | None = None
+
+    def drawing(self, first: int = 0, kept: Sequence[Drawn] = ()) -> Ahead:
+        """The thread that draws the samples of all steps from ``first`` on, by the engines' weights and newer ones; steps are made ``with`` it."""
+        rollout = self.work.recipe.rollout
+        self.version = self.pool.version
+        self.ahead = Ahead(
+            self.pool,
+            self.draw,
+            range(first, self.stage.steps),
+            max_staleness=rollout.max_staleness,
+            is_deterministic=self.work.recipe.deterministic,
+            in_flight=rollout.weight_change == "in_flight",
+            sleeps=rollout.sleep,
+            kept=kept,
+        )
+        return self.ahead
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
         stage, clock = self.stage, _Clock()
         chosen = self.prompts_of(step)
         with clock("rollout"):
-            completions = self.drawn_ahead.result() if self.drawn_ahead else self.draw(chosen, step)
-            staleness = self.pool.version - min(completion.version for drawn in completions for completion in drawn)
-        self.drawn_ahead = None
-        if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
-            self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
+            drawn = self.ahead.result(step)
+        staleness = self.version - drawn.oldest_version
         with clock("checkpoint"):
             self.finish_checkpoint()  # the trainer wrote it while samples were drawn
         with clock("reward"):
-            groups = score_groups(self.rewards, chosen, completions)
+            groups = score_groups(self.rewards, chosen, drawn.completions)
             self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
             bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
             updates = [self.update(batch, bound) for batch in self.minibatches(groups, advantages_PG, step, bound)]
-        with clock("rollout_ahead"):
-            if self.drawn_ahead is not None:
-                wait([self.drawn_ahead])
+        evaluates = stage.eval_every is not None and (step + 1) % stage.eval_every == 0
+        self.version += 1
         with clock("sync"):
-            receipts = self.sync(step + 1)
+            posted = self.ahead.post(self.export, self.version, self.evaluate if evaluates else None)
+            is_waited_for = evaluates or not self.work.recipe.rollout.max_staleness
+            receipts = posted.receipts.result() if is_waited_for else []
         metrics = {
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
-            "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
-            "sync/version": self.pool.version,
-            "sync/tensors": receipts[0].num_tensors if receipts else 0,  # none: every worker was replaced, and began with these weights
+            "rollout/tokens_per_s": drawn.tokens_per_s,
+            "sync/version": self.version,
+            **({"sync/tensors": receipts[0].num_tensors} if receipts else {}),
             "rollout/staleness": staleness,
+            "rollout/changed_in_flight_frac": drawn.changed_in_flight_frac,
             "rollout/workers_lost": self.pool.num_lost,
         }
-        if stage.eval_every and (step + 1) % stage.eval_every == 0:
+        if evaluates:
             with clock("eval"):
-                metrics |= self.evaluate()
+                metrics |= posted.found.result()
         return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
 
     def prompts_of(self, step: int) -> list[Prompt]:
         return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
 
-    def draw(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+    def draw(self, step: int, meanwhile: Meanwhile) -> list[list[Completion]]:
+        def progress(done: int, total: int) -> None:
+            self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples")
+            meanwhile()
+
         return self.pool.sample(
-            prompts,
+            self.prompts_of(step),
             self.stage.samples_per_prompt,
             self.sampling,
             seed=self.seed,
             step=step,
             deadline_s=self.work.recipe.rollout.deadline_s,
-            progress=lambda done, total: self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples"),
+            progress=progress,
         )
+
+    def export(self) -> Any:
+        return self.trainer.export(self.version, self.work.recipe.rollout.dtype)
 
     def minibatches(self, groups: Sequence[Group], advantages_PG: np.ndarray, step: int, max_logprob_gap: float) -> Iterator[Batch]:
         """The step's optimiser batches: whole groups, shuffled, in updates_per_rollout equal parts, old log-probabilities fixed for all.
@@ -263,18 +285,20 @@ class _Loop:
     def first_reward_error(self) -> str:
         return "".join(f"; {text}" for text in self.rewards.first_error.values())
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the loop. Prompts, seeds and versions follow from the step."""
-        return {"num_updates": self.num_updates, "sync": self.pool.mode, "max_logprob_gap": self.max_logprob_gap}
+    def state(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """What a checkpoint must hold after ``step``. Prompts, seeds and versions follow from its number."""
+        return {
+            "metrics": metrics,
+            "score": metrics.get("eval/accuracy"),
+            "loop": {"num_updates": self.num_updates, "sync": self.pool.mode, "max_logprob_gap": self.max_logprob_gap},
+            "ahead": as_json(self.ahead.drawn_by_older_weights(step)),
+        }
 
     def go_on(self, step: int, state: Mapping[str, Any]) -> None:
         """As after ``step`` steps: the engines hold the trainer's weights, proven, and what the self-test found stands."""
         self.num_updates, self.pool.mode = state["num_updates"], state["sync"]
         self.max_logprob_gap = float("inf") if state["max_logprob_gap"] is None else state["max_logprob_gap"]
-        self.sync(step)
-
-    def sync(self, version: int) -> list[SyncReceipt]:
-        return self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
+        self.pool.sync(lambda: self.trainer.export(step, self.work.recipe.rollout.dtype), step)
 
     def prove_sync(self) -> None:
         """Before the first step: test in-place syncing, measure a fresh engine's gap, and set the bound that every step must keep.
@@ -363,9 +387,9 @@ def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]
     flat = [(i, prompt, completion) for i, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True)) for completion in drawn]
     return make_batch(
         [prompt.tokens for _, prompt, _ in flat],
-        [completion.tokens for _, _, completion in flat],
+        [completion.arrays.tokens for _, _, completion in flat],
         group=[i for i, _, _ in flat],
-        sampled_logprobs=[completion.logprobs for _, _, completion in flat],
+        sampled_logprobs=[completion.arrays.logprobs for _, _, completion in flat],
     )
 
 
@@ -384,7 +408,7 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
         "reward/total_std": float(np.std(judged)) if judged else float("nan"),
         "reward/unjudged": float(len(samples) - len(judged)),
         "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
-        "rollout/completion_tokens": float(np.mean([len(sample.completion.tokens) for sample in samples])),
+        "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
         "rollout/well_formed_frac": float(np.mean(formed)),
     }
@@ -413,7 +437,7 @@ def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list
             "answer": group.prompt.columns.get("answer"),
             "text": sample.completion.text,
             "finish": sample.completion.finish,
-            "completion_tokens": len(sample.completion.tokens),
+            "completion_tokens": sample.completion.num_tokens,
             "reward": sample.reward,
             "parts": dict(sample.parts),
             "advantage": float(advantage),

@@ -20,7 +20,7 @@ def score_inputs(prompts: Sequence[Prompt], completions: Sequence[Sequence[Compl
                 "completion": completion.text,
                 "finish": completion.finish,
                 "tokens": completion.tokens,
-                "num_tokens": len(completion.tokens),
+                "num_tokens": completion.num_tokens,
             }
         )
         for prompt, drawn in zip(prompts, completions, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def fine_tune(
             epoch, position = divmod(update, per_epoch)
             chosen = _shuffled(len(prompts), seed, epoch)[position * settings.sequences_per_update :][: settings.sequences_per_update]
             batch = make_batch([prompts[i] for i in chosen], [completions[i] for i in chosen]).with_weights("token_mean", max_tokens=1)
-            with keeper.step(update + 1) as state:
+            with keeper.step(update + 1) as end:
                 metrics = {**trainer.supervised_update(batch), "data/epoch": epoch + 1, "data/rows_too_long": num_too_long}
                 metrics_file.write({"step": update + 1, **metrics})
-                state["metrics"] = metrics
+                end.state = partial(dict, metrics=metrics)
             work.progress.step(update + 1, total, metrics)
         trainer.save(folder / "model")
     return {"last/loss": metrics["loss/total"], "data/rows": len(prompts), "data/rows_too_long": num_too_long, "data/updates": total}

@@ -24,6 +24,7 @@ from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RewardRuntime, RewardSpec, canary_problems
 from rollout.engine import EngineSettings
+from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt
 
@@ -127,7 +128,9 @@ class Workplace:
                 max_sequences=settings.max_sequences,
                 max_tokens=self._longest_sequence(),
                 num_threads=self.num_threads,
-                gpu_share=self.gpu_share,
+                gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
+                tensor_parallel=settings.gpus_per_worker,
+                sleeps=settings.sleep,
                 gpu_memory_frac=settings.gpu_memory_frac or 0.9 * (self.gpu_share or 1.0),
             )
             workers = PoolSettings(
@@ -144,8 +147,18 @@ class Workplace:
 
     @property
     def gpu_share(self) -> float:
-        """Of a GPU for each engine and each trainer rank: a whole one where there are enough, else equal parts."""
+        """Of a GPU for each engine and each trainer rank: a whole one where there are enough, else equal parts.
+
+        Engines over several GPUs share theirs with nobody; EngineError where there are too few.
+        """
         num_gpus = ray.cluster_resources().get("GPU", 0)
+        if (each := self.recipe.rollout.gpus_per_worker) > 1:
+            needed = each * self.recipe.rollout.workers + self.recipe.trainer.ranks
+            if needed > num_gpus:
+                raise EngineError(
+                    f"rollout.workers x gpus_per_worker and trainer.ranks need {needed} GPUs, and there are {num_gpus:.0f}; lower one of them"
+                )
+            return 1.0
         actors = self.recipe.rollout.workers + self.recipe.trainer.ranks
         return 1.0 / math.ceil(actors / num_gpus) if num_gpus else 0.0
 

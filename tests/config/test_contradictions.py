@@ -43,6 +43,7 @@ Problems = Callable[..., list[str]]
         ("stages.harvest.keep={per_prompt: 9}", "keep.per_prompt 9 is more than samples_per_prompt 8"),
         ("evaluation={prompts: sums, pass_at: [1, 8]}", "pass@8 cannot be told from 1 samples a prompt; raise samples_per_prompt to 8"),
         ("rollout.engine=scripted", "the scripted engine needs a script: ./file.py:name"),
+        ("stages.reason.min_p=0.1", "min_p 0.1 draws from a cut distribution"),
         (
             "trainer={shard: gradients}",
             "shard: gradients shares out what several ranks hold, and there is one; raise ranks or delete shard",
@@ -54,6 +55,33 @@ Problems = Callable[..., list[str]]
 )
 def test_a_contradiction_is_one_line(override: str, words: str, problems: Problems, sound: str) -> None:
     (line,) = problems(sound, override)
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("rollout", "others", "words"),
+    [
+        ("{weight_change: in_flight}", ["deterministic=false"], "max_staleness 0 draws none ahead; raise max_staleness"),
+        ("{weight_change: in_flight, max_staleness: 1}", [], "so the run cannot repeat bit for bit; write deterministic: false"),
+        (
+            "{weight_change: in_flight, max_staleness: 1, sync: rebuild}",
+            ["deterministic=false"],
+            "in_flight goes on with unfinished samples, and sync: rebuild builds an engine that has none; delete one of them",
+        ),
+        ("{sleep: true, max_staleness: 1}", [], "sleep stops engines while the trainer works, and with max_staleness 1 they draw then"),
+        ("{gpus_per_worker: 2, engine: hf}", [], "gpus_per_worker 2 shares out vLLM's layers, and the engine is hf; delete it"),
+        ("{gpus_per_worker: 2, sync: in_place}", [], "cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"),
+        (
+            "{max_staleness: 2}",
+            ["stages.reason.importance=none"],
+            "max_staleness 2 trains on samples of older weights, and importance: none leaves that uncorrected; delete one of them",
+        ),
+    ],
+)
+def test_settings_of_the_engines_that_cannot_be_right_together(
+    rollout: str, others: list[str], words: str, problems: Problems, sound: str
+) -> None:
+    (line,) = problems(sound, f"rollout={rollout}", *others)
     assert words in line
 
 

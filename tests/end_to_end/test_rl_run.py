@@ -207,6 +207,45 @@ def test_samples_drawn_ahead_are_one_step_old_and_weighted_for_it(grpo: Grpo, sm
 
 
 @pytest.mark.slow
+def test_samples_may_be_drawn_several_steps_ahead_and_the_run_repeats(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    changes = ["rollout.max_staleness=2", "stages.reason.steps=5", "stages.reason.eval_every=2"]
+    folders = [tmp_path / name / "01-reason" for name in ("first", "second")]
+    for folder in folders:
+        result = grpo("run", small_rl, *changes, "--out", folder.parent)
+        assert result.returncode == 0, result.stdout + result.stderr
+    steps, samples = rows_of(folders[0] / "metrics.jsonl"), rows_of(folders[0] / "samples.jsonl")
+    assert [row["rollout/staleness"] for row in steps] == [0, 1, 2, 2, 2]
+    assert [{row["version"] for row in samples if row["step"] == step} for step in (1, 2, 3, 4, 5)] == [{0}, {0}, {0}, {1}, {2}]
+    assert ["eval/accuracy" in row for row in steps] == [False, True, False, True, False]
+    for name in ("model/model.safetensors", "samples.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_weights_may_change_while_a_steps_samples_are_drawn(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    changes = ["rollout={max_staleness: 2, weight_change: in_flight}", "deterministic=false", "stages.reason.steps=12"]
+    long = ["stages.reason.max_completion_tokens=96", "stages.reason.samples_per_prompt=32", "stages.reason.learning_rate=1e-5"]
+    result = grpo("run", small_rl, *changes, *long, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")
+    assert max(row["rollout/changed_in_flight_frac"] for row in steps) > 0
+    assert all(0 <= row["rollout/staleness"] <= 2 for row in steps)
+    assert all(row["rollout/logprob_gap"] < 0.15 for row in steps)  # the rate is small: what is left is rounding
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_a_trainer_that_dies_while_samples_are_drawn_ahead_ends_the_run_at_once(
+    grpo: Grpo, small_rl: Path, tmp_path: Path, staleness: int
+) -> None:
+    changes = [f"rollout.max_staleness={staleness}", "stages.reason.steps=6"]
+    result = grpo("run", small_rl, *changes, "--out", tmp_path / "run", env={"GRPO_FAULT": "kill:updating:2"}, timeout_s=150)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "the trainer's process died" in result.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_trainer_that_dies_is_reported_with_numbers_and_remedies(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     result = grpo("run", small_rl, "--out", tmp_path / "run", env={"GRPO_FAULT": "kill:updating:2"})

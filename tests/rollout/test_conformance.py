@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,49 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(sampler: RolloutEngi
         expected = scaled_logprobs(plain, request.tokens, completion.tokens, 0.7)[range(len(completion.tokens)), completion.tokens]
         gaps += (expected - torch.tensor(completion.logprobs)).abs().tolist()
     assert sum(gaps) / len(gaps) < 0.05
+
+
+def test_weights_may_change_while_samples_are_drawn(sampler: RolloutEngine, tiny_qwen2: Path) -> None:
+    """Each token's log-probability is that of the version that drew it, after all tokens before it: exactly, not with keys of older weights."""
+    sampler.load_model(tiny_qwen2, version=3)
+    asked = requests(12, Sampling(48, temperature=0.7), name="v")
+    sampler.submit(asked)
+    finished = sampler.poll(0.03)
+    sampler.load_weights(update(tiny_qwen2, version=4, seed=8))
+    deadline = time.monotonic() + 60
+    while len(finished) < 12 and time.monotonic() < deadline:
+        finished += sampler.poll(1.0)
+    drawn = {end.request_id: end.completion for end in finished if end.completion is not None}
+    assert len(drawn) == 12
+    models = {
+        3: plain_model(read_safetensors(tiny_qwen2), tiny_qwen2),
+        4: plain_model(perturb(read_safetensors(tiny_qwen2), 8), tiny_qwen2),
+    }
+    changed = [request for request in asked if len(drawn[request.id].versions) == 2]
+    assert changed
+    right, stale = [], []
+    for request in changed:
+        completion = drawn[request.id]
+        (start, before), (swap, after) = completion.versions
+        assert (start, before, after) == (0, 3, 4) and 0 < swap < len(completion.tokens)
+        by_version = {
+            version: scaled_logprobs(model, request.tokens, completion.tokens, 0.7)[range(completion.num_tokens), completion.tokens]
+            for version, model in models.items()
+        }
+        expected = torch.cat([by_version[3][:swap], by_version[4][swap:]])
+        right += (expected - torch.tensor(completion.logprobs)).abs().tolist()
+        stale += (by_version[3] - torch.tensor(completion.logprobs))[swap:].abs().tolist()
+    assert sum(right) / len(right) < 0.05 and max(right) < 0.5
+    assert sum(stale) / len(stale) > 0.5
+    sampler.load_model(tiny_qwen2, version=3)
+
+
+def plain_model(tensors: dict[str, torch.Tensor], folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in tensors.items()}, strict=False)
+    return model
 
 
 @pytest.mark.parametrize("cut", [Sampling(8, top_k=1), Sampling(8, top_p=1e-6), Sampling(8, min_p=1.0)])

@@ -13,9 +13,10 @@ import torch
 
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError, WeightSyncError
-from rollout.pool import PoolSettings, RolloutPool
+from rollout.pool import PoolSettings, RolloutPool, _actor_options
 from rollout.types import Completion, Prompt, Sampling
 from rollout.weights import pack_weights
+from rollout.worker import RolloutWorker
 
 SCRIPT = """
 import time
@@ -74,9 +75,9 @@ def drawn(pool: RolloutPool, step: int = 0, deadline_s: float = 30.0, prompts: l
     return pool.sample(prompts, 3, Sampling(8), seed=1, step=step, deadline_s=deadline_s, progress=lambda *_: None)
 
 
-def synced(pool: RolloutPool, version: int) -> None:
+def synced(pool: RolloutPool, version: int, deadline_s: float = 60.0) -> None:
     update = pack_weights([("w", torch.full((4, 4), float(version)))], version, torch.bfloat16)
-    pool.sync(lambda: ray.put(update), version)
+    pool.sync(lambda: ray.put(update), version, deadline_s)
 
 
 def expected(version: int, undisturbed: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
@@ -141,6 +142,71 @@ def test_a_hung_worker_is_replaced_after_its_deadline(make_pool: MakePool) -> No
     started = time.monotonic()
     assert len(drawn(pool, deadline_s=2.0)) == 6
     assert 2.0 < time.monotonic() - started < 30 and pool.num_lost == 1
+
+
+@pytest.mark.parametrize("dispatch", ["fixed", "balanced"])
+def test_a_worker_that_hangs_in_a_sync_is_replaced_after_its_deadline(make_pool: MakePool, dispatch: str) -> None:
+    pool = make_pool(fault="hang:syncing:1@1", dispatch=dispatch)
+    undisturbed = drawn(pool)
+    started = time.monotonic()
+    synced(pool, 1, deadline_s=2.0)
+    assert 2.0 < time.monotonic() - started < 30 and pool.num_lost == 1
+    assert tokens(drawn(pool)) == expected(1, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_worker_that_hangs_while_it_starts_is_replaced_too(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.pool.START_DEADLINE_S", 8.0)
+    pool = make_pool(fault="hang:starting:1@1")
+    assert len(drawn(pool)) == 6 and pool.num_lost == 1
+
+
+@pytest.mark.faults
+def test_workers_that_hang_in_every_sync_end_the_run_and_say_why(make_pool: MakePool) -> None:
+    pool = make_pool(fault="hang:syncing:1@1", always=True, max_restarts=1, min_workers=2)
+    with pytest.raises(EngineError, match=r"rollout.min_workers is 2; the last one lost, worker 1, did not sync weights within 1 s"):
+        for version in (1, 2, 3):
+            synced(pool, version, deadline_s=1.0)
+            time.sleep(3)  # a replacement begins with the weights, and hangs in that sync: its start
+
+
+def test_what_a_worker_leaves_whose_replacements_never_start_is_drawn_by_others(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(max_restarts=2)
+    undisturbed = drawn(pool)
+    monkeypatch.setenv("GRPO_FAULT", "kill:starting:1@1")
+    pool._actor = ray.remote(RolloutWorker).options(**_actor_options("scripted", pool.settings))
+    ray.kill(pool._slots[1].actor)
+    assert tokens(drawn(pool)) == tokens(undisturbed)
+    assert pool.num_lost == 3 and pool.num_live == 1
+
+
+@pytest.mark.parametrize("dispatch", ["fixed", "balanced"])
+def test_weights_that_change_while_a_step_is_drawn_are_named_by_its_samples(make_pool: MakePool, dispatch: str) -> None:
+    pool = make_pool("slow", dispatch=dispatch, fault="kill:generating:2@1")  # and a worker is lost meanwhile
+    at_rest = tokens(drawn(pool, prompts=PROMPTS * 5))
+
+    def progress(done: int, total: int) -> None:
+        if done >= total // 4 and pool.version == 0:
+            synced(pool, 1)
+
+    found = pool.sample(PROMPTS * 5, 3, Sampling(8), seed=1, step=0, deadline_s=30, progress=progress)
+    assert {completion.version for group in found for completion in group} == {0, 1}
+    for group, alike in zip(found, at_rest, strict=True):
+        assert [(*completion.tokens[:-1], completion.tokens[-1] - completion.version) for completion in group] == alike
+
+
+def test_what_progress_raises_ends_the_drawing_and_the_pool_can_draw_again(make_pool: MakePool) -> None:
+    pool = make_pool("slow")
+    undisturbed = drawn(pool)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.sample(PROMPTS * 5, 3, Sampling(8), seed=1, step=7, deadline_s=30, progress=stop)
+    assert tokens(drawn(pool)) == tokens(undisturbed)
 
 
 def test_a_replacement_serves_only_at_the_version_of_the_others(make_pool: MakePool) -> None:

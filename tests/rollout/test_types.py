@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+from dataclasses import replace
+
+import pytest
 
 from rollout.types import Completion
 
@@ -20,6 +24,28 @@ def test_a_completion_travels_unchanged() -> None:
 
 
 def test_a_million_numbers_are_few_bytes() -> None:
-    # Eight for a token, eight for its log-probability; as Python objects it would be twelve and a memo for each.
+    # Eight for a token, eight for its log-probability, one for its flag; as Python objects it would be twelve and a memo for each.
     many = Completion(tuple(range(1000)), (-0.123,) * 1000, (True,) * 1000, "", "length", ((0, 0),))
-    assert len(pickle.dumps(many)) < 16_500
+    assert len(pickle.dumps(many)) < 17_500
+
+
+def test_a_completion_from_another_process_makes_tuples_only_when_asked() -> None:
+    made = Completion((5, 6), (-0.5, -0.25), (True, False), "a", "stop", ((0, 3),))
+    back = pickle.loads(pickle.dumps(made))
+    assert back.arrays.tokens.tolist() == [5, 6] and back.num_tokens == 2 and "tokens" not in vars(back)
+    assert hash(back) == hash(made) and back.tokens == (5, 6) and "tokens" in vars(back)
+    assert replace(back, text="b") == replace(made, text="b") != made
+    with pytest.raises(AttributeError, match="token_ids"):
+        _ = back.token_ids
+
+
+def test_a_completion_is_the_same_after_json() -> None:
+    made = Completion((5, 262143), (-0.1, -math.pi * 1e-7), (True, False), "naïve ☃", "stop", ((0, 3), (1, 4)))
+    back = Completion.of_row(json.loads(json.dumps(made.as_row())))
+    assert back == made and type(back.trainable[1]) is bool
+
+
+def test_arrays_from_another_process_cannot_be_written_to() -> None:
+    back = pickle.loads(pickle.dumps(Completion((5, 6), (-0.5, -0.25), (True, True), "a", "stop", ((0, 3),))))
+    with pytest.raises(ValueError, match="read-only"):
+        back.arrays.tokens[0] = 7

@@ -10,7 +10,7 @@ import torch
 
 from rollout.engine import EngineSettings, generate
 from rollout.errors import WeightSyncError
-from rollout.proof import TOLERANCE, perturb, read_safetensors
+from rollout.proof import TOLERANCE, perturb, read_safetensors, sampled_gap
 from rollout.types import Request, Sampling
 from rollout.weights import WeightUpdate, pack_weights
 from rollout.worker import RolloutWorker
@@ -79,6 +79,22 @@ def test_a_layer_that_kept_other_weights_is_named(layer: str, worker: RolloutWor
     problems = worker.engine._llm.apply_model(lambda model: mismatched_weights(model, sent, seed=0))[0]
     assert any(layer in problem for problem in problems)
     assert len(problems) <= 4  # a tied embedding stands in the model twice, as table and as kernel
+
+
+@pytest.mark.slow
+def test_an_engine_of_two_processes_is_rebuilt_and_draws_what_one_draws(tiny_qwen2: Path, worker: RolloutWorker) -> None:
+    two = RolloutWorker("vllm", EngineSettings(max_tokens=64, max_sequences=32, tensor_parallel=2, num_threads=1))
+    try:
+        two.load_model(tiny_qwen2, version=0)
+        proof = two.prove_reload(PROMPTS)
+        assert not proof.in_place and "cannot be read back" in proof.why
+        for each in (worker, two):
+            each.sync(update_of(tiny_qwen2, version=8, seed=8), "rebuild")
+        requests = [Request(f"two{i}", tuple(prompt), Sampling(max_tokens=8, temperature=0), seed=i) for i, prompt in enumerate(PROMPTS)]
+        found, expected = generate(two.engine, requests, 60), generate(worker.engine, requests, 60)
+        assert sampled_gap(found, expected) < 0.05 and {completion.version for completion in found} == {8}
+    finally:
+        two.close()
 
 
 def test_many_seeded_requests_repeat_exactly_and_differ_among_themselves(worker: RolloutWorker) -> None:
