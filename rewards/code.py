@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 import socket
@@ -103,11 +104,28 @@ def read_tests(tests: Any) -> list[str] | list[Pair]:
     raise RewardError(f"column 'tests': expected statements, or objects with stdin and stdout, and all alike; found {shown}")
 
 
+def names_from_answer(tests: Sequence[str]) -> set[str]:
+    """The names that tests use and neither define nor find among the builtins: an answer cannot slip them an ``abs`` of its own.
+
+    Tests that use builtin names alone mean the answer's (a task may well ask for a function called sum).
+    """
+    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    defined = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    defined |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
+    defined |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    return used - defined - set(dir(builtins)) or (called - defined) & set(dir(builtins))
+
+
 def _asserts(source: str, tests: Sequence[Any], limits: Limits) -> list[bool]:
+    asked = {"role": "tests", "tests": tests, "names": sorted(names_from_answer(tests))}
     ours, theirs = socket.socketpair()
     with ours, theirs:
         answer = Sandbox({"role": "answer", "code": source}, limits, channel=theirs)
-        with answer, Sandbox({"role": "tests", "tests": tests}, limits, channel=ours) as judge:
+        with answer, Sandbox(asked, limits, channel=ours) as judge:
             ours.close()
             theirs.close()  # so that either side sees the other end
             answer.wait_until_ready()

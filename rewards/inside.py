@@ -1,28 +1,28 @@
 """What runs inside a sandbox: a program, an answer whose functions are called from outside, or the tests that call them.
 
-The sandboxed interpreter gets this file as text and imports nothing but the standard library. Answer and tests run in two sandboxes and share
-one socket, a line of JSON a message. Only plain data crosses it; any other object stays with the answer, and the tests hold a Remote of it.
+The sandboxed interpreter gets this file compiled, and imports nothing but the standard library, as little of it as it can: a sandbox's start is
+most of what a score costs. Answer and tests run in two sandboxes and share one socket, a line of JSON a message. Only plain data crosses it; any other object stays with the answer, and the tests hold a Remote of it.
 So an answer never sees what it is compared with, cannot reach the verdict, and cannot bring along an object that equals everything.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
-import json
 import operator
 import os
-import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
-from fractions import Fraction
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 NOBODY = 65534
 CONTAINERS: dict[str, Callable[[list], Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
-EXACT: dict[str, Callable[[str], Any]] = {"Decimal": Decimal, "Fraction": Fraction}
+EXACT = {"Decimal": "decimal", "Fraction": "fractions"}
+"""Numbers that travel as their text, and the modules they are from."""
+
 AMONG_OBJECTS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lt", "le", "gt", "ge")
 OF_ONE_OBJECT = ("len", "next", "str", "repr", "getitem", "setitem", "delitem", "neg", "abs")
 OPERATIONS: dict[str, Callable] = {
@@ -92,8 +92,8 @@ class Peer:
             return {"complex": [value.real, value.imag]}
         if isinstance(value, range):
             return {"range": [value.start, value.stop, value.step]}
-        for name, kind in EXACT.items():
-            if isinstance(value, kind):  # type: ignore[arg-type]
+        for name, module in EXACT.items():
+            if module in sys.modules and isinstance(value, getattr(sys.modules[module], name)):
                 return {name: str(value)}
         return self.pack_object(value)
 
@@ -104,7 +104,7 @@ class Peer:
         if kind in CONTAINERS:
             return CONTAINERS[kind]([self.unpack(item) for item in content])
         if kind in EXACT:
-            return EXACT[kind](content)
+            return getattr(__import__(EXACT[kind]), kind)(content)
         if kind == "dict":
             return {self.unpack(key): self.unpack(item) for key, item in content}
         if kind == "bytes":
@@ -116,10 +116,14 @@ class Peer:
         return self.unpack_object(kind, content)
 
     def _send(self, message: dict[str, Any]) -> None:
+        import json
+
         self._writer.write(json.dumps(message).encode() + b"\n")
         self._writer.flush()
 
     def _receive(self) -> dict[str, Any]:
+        import json
+
         line = self._reader.readline(MAX_MESSAGE_BYTES)
         if not line.endswith(b"\n"):
             raise ConnectionError("the other side has ended, or says too much")
@@ -234,15 +238,15 @@ for _name in AMONG_OBJECTS:
     setattr(Remote, f"__{_name.strip('_')}__", _among(_name))
 
 
-def run_tests(tests: Sequence[str], peer: Tests) -> list[bool]:
-    """Which of the tests pass, each run with the answer's names and nothing left from the one before."""
-    names = {}
-    for name in sorted(names_from_answer(tests)):
+def run_tests(tests: Sequence[str], names: Sequence[str], peer: Tests) -> list[bool]:
+    """Which of the tests pass, each run with the answer's ``names`` and nothing left from the one before."""
+    found = {}
+    for name in names:
         try:
-            names[name] = peer.ask("name", name)
+            found[name] = peer.ask("name", name)
         except (KeyError, ConnectionError):
             pass
-    return [_passes(test, dict(names)) for test in tests]
+    return [_passes(test, dict(found)) for test in tests]
 
 
 def _passes(test: str, names: dict[str, Any]) -> bool:
@@ -253,22 +257,6 @@ def _passes(test: str, names: dict[str, Any]) -> bool:
     except BaseException:
         return False
     return True
-
-
-def names_from_answer(tests: Sequence[str]) -> set[str]:
-    """The names that tests use and neither define nor find among the builtins: an answer cannot slip them an ``abs`` of its own.
-
-    Tests that use builtin names alone mean the answer's (a task may well ask for a function called sum).
-    """
-    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
-    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    defined = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    defined |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
-    defined |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    return used - defined - set(dir(builtins)) or (called - defined) & set(dir(builtins))
 
 
 def _overwrite(old: Any, new: Any) -> None:
@@ -293,6 +281,8 @@ def _as_builtin(name: str, message: str) -> Exception:
 
 def enter(uid: int, cpu_s: int, memory_bytes: int, processes: int, file_bytes: int) -> None:
     """Gives up root, for a user that nobody else is (the kernel counts processes by user, but never root's), and sets the limits."""
+    import resource
+
     kinds = (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
     for kind, limit in zip(kinds, (cpu_s, memory_bytes, processes, file_bytes, 64), strict=True):
         resource.setrlimit(kind, (limit, limit))
@@ -310,27 +300,29 @@ def enter(uid: int, cpu_s: int, memory_bytes: int, processes: int, file_bytes: i
     os.close(null)
 
 
-def main() -> None:
-    start = json.loads(sys.argv[1])
-    with os.fdopen(start["job_fd"], "rb") as file:
-        job = json.load(file)
+def main(start: dict[str, Any], job: dict[str, Any]) -> None:
     sys.set_int_max_str_digits(0)
     enter(**start["limits"])
     os.write(start["ready_fd"], b"1")
     os.close(start["ready_fd"])
     if job["role"] == "tests":
-        with os.fdopen(os.dup(1), "w") as verdict:
-            os.dup2(2, 1)
-            try:
-                json.dump({"passed": run_tests(job["tests"], Tests(start["channel_fd"]))}, verdict)
-            except UnsupportedError as error:
-                json.dump({"unsupported": str(error)}, verdict)
+        judge(job["tests"], job["names"], start["channel_fd"])
         return
+    if job["role"] == "answer":
+        os.dup2(2, 1)  # what it prints is nobody's business, and must not fill a pipe
     names = {"__name__": "__main__" if job["role"] == "program" else "answer"}
     exec(compile(job["code"], "answer.py", "exec"), names)
     if job["role"] == "answer":
         Answer(start["channel_fd"], names).serve_for_ever()
 
 
-if __name__ == "__main__":
-    main()
+def judge(tests: Sequence[str], names: Sequence[str], channel_fd: int) -> None:
+    """Prints the verdict, where nothing else is printed."""
+    import json
+
+    with os.fdopen(os.dup(1), "w") as verdict:
+        os.dup2(2, 1)
+        try:
+            json.dump({"passed": run_tests(tests, names, Tests(channel_fd))}, verdict)
+        except UnsupportedError as error:
+            json.dump({"unsupported": str(error)}, verdict)

