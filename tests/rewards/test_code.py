@@ -272,7 +272,9 @@ def shim(folder: Path, line: str) -> None:
 def test_a_bwrap_that_does_not_work_is_refused(fresh_sandbox: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shim(tmp_path, "echo 'bwrap: no permissions to create a new namespace' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(RewardError, match="the sandbox does not start: bwrap: no permissions to create a new namespace; install bubblewrap"):
+    with pytest.raises(
+        RewardError, match="the sandbox does not start: bwrap: no permissions to create a new namespace; install bubblewrap"
+    ):
         load_reward("code")
 
 

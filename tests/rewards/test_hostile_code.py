@@ -93,7 +93,21 @@ def test_the_marker_is_seen_while_code_runs(marker: str) -> None:
 def test_host_files_home_and_environment_are_absent(attack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     (tmp_path / "api_key").write_text("secret")
-    paths = ["/etc", "/etc/passwd", "/root", "/home", "/var", "/usr", "/proc", "/sys", "/mnt", "/dev/shm", str(Path.home()), str(ROOT), str(tmp_path)]
+    paths = [
+        "/etc",
+        "/etc/passwd",
+        "/root",
+        "/home",
+        "/var",
+        "/usr",
+        "/proc",
+        "/sys",
+        "/mnt",
+        "/dev/shm",
+        str(Path.home()),
+        str(ROOT),
+        str(tmp_path),
+    ]
     paths += [str(tmp_path / "api_key"), sys.prefix, sys.executable, str(Path(pytest.__file__).parent), "~"]
     source = f"""
         import os
