@@ -129,7 +129,7 @@ def _task_columns(task: str, settings: dict[str, Any], at: Keys) -> tuple[frozen
     except Exception as error:  # somebody else's checks, and whatever they raise
         reason = " ".join(str(error).split()) or type(error).__name__
         return None, [Finding((*at, "settings"), f"task {task!r} refuses these settings: {reason}")]
-    return frozenset({"question", "answer", *item["metadata"]}), []
+    return frozenset({"question", "answer", "metadata", *item["metadata"]}), []
 
 
 def _peek(path: Path, kind: str) -> frozenset[str] | None:

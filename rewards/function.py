@@ -33,12 +33,16 @@ class Options:
     undecidable    what a sample scores that makes the function raise Undecidable, or run past its deadline; None abstains
     check          from the settings to a problem in one line, or None
     prepare        called once in each process before the first call, outside of any deadline: imports that take long
+    gold           the column that says what is right, for an accuracy reward: where required, it is tried on it before training
+    write          from that to how an answer says it, in a fence, say (by default in a box)
     """
 
     required: bool = False
     undecidable: float | None = None
     check: Callable[..., str | None] | None = None
     prepare: Callable[[], Any] | None = None
+    gold: str | None = None
+    write: Callable[[str], str] | None = None
 
 
 def reward(function: Callable | None = None, /, **options: Any) -> Callable:

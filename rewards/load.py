@@ -20,6 +20,10 @@ from rewards.function import RESERVED, Options, RewardFn
 SHIPPED = {
     "math": "the answer equals column 'answer', as mathematics: 1 or 0",
     "exact": "the answer equals column 'answer', as text: 1 or 0",
+    "fuzzy": "how alike the answer and column 'answer' are, as text: 0 to 1",
+    "choice": "the answer is the right option of a multiple choice: 1 or 0",
+    "code": "the code passes column 'tests', in a sandbox: 1 or 0, or the share passed",
+    "reasoning_gym": "what a reasoning-gym task's own verifier says: 0 to 1",
     "format": "one think block, then one answer block: 1 or 0",
     "language": "share of the thinking's words that are in the target language",
     "length": "DAPO's soft punishment of overlong completions: 0 to -1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -114,6 +114,10 @@ class RewardRuntime:
             for name in self.rewards:
                 self._count(name, outcomes[name])
             return [self._sum({name: outcomes[name][index] for name in self.rewards}) for index in range(len(rows))]
+
+    def expect_columns(self, names: Iterable[str]) -> None:
+        """Columns that some rows to come will have: a reward that needs one of them abstains on rows without, and is not misspelt."""
+        self._columns_seen.update(names)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

@@ -54,7 +54,7 @@ def _reasoning_gym(source: DataSource, size: int, seed: int) -> list[Row]:
     import reasoning_gym
 
     dataset = reasoning_gym.create_dataset(source.reasoning_gym, size=size, seed=seed, **source.settings)
-    return [{**_plain(item["metadata"]), "question": item["question"], "answer": item["answer"]} for item in dataset]
+    return [{**_plain(item["metadata"]), **{key: item[key] for key in ("question", "answer", "metadata")}} for item in dataset]
 
 
 def _plain(metadata: Mapping[str, Any]) -> Row:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from grpo.policy.trainer import TrainerSpec
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RewardRuntime, RewardSpec, canary_problems
+from rewards import RESERVED, RewardFn, RewardRuntime, RewardSpec, canary_problems
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -179,20 +179,29 @@ class Workplace:
 
         Raises DataError with the rows for which that is not so.
         """
-        tags = self.recipe.tags
-        text = self.recipe.canary
-        if text is None:
-            text = f"<{tags.think}> see below </{tags.think}> <{tags.answer}> " + r"\boxed{{answer}}" + f" </{tags.answer}>"
         rows = [prompt.columns for prompt in prompts]
-        if not text or not all("answer" in row for row in rows):
-            return
-        self.progress.doing("trying the rewards on gold answers")
-        problems = canary_problems(rewards, rows, lambda answer: text.replace("{answer}", answer))
+        rewards.expect_columns({name for row in rows for name in row})
+        problems = []
+        for number, name in enumerate(name for name in rewards.rewards if name in rewards.required):
+            fn = rewards.rewards[name]
+            gold = fn.options.gold or "answer"
+            tried = [row for row in rows if gold in row and not fn.missing({*row, *RESERVED})]
+            if self.recipe.canary != "" and tried and (number == 0 or fn.options.gold):
+                self.progress.doing("trying the rewards on gold answers")
+                problems += canary_problems(rewards, tried, partial(self._right_completion, fn), name=name, column=gold)
         if problems:
             raise DataError(
                 "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
                 "written):\n  " + "\n  ".join(problems)
             )
+
+    def _right_completion(self, fn: RewardFn, answer: str) -> str:
+        """How a completion that is right by ``fn`` is written."""
+        if self.recipe.canary:
+            return self.recipe.canary.replace("{answer}", answer)
+        tags = self.recipe.tags
+        written = fn.options.write(answer) if fn.options.write else rf"\boxed{{{answer}}}"
+        return f"<{tags.think}> see below </{tags.think}> <{tags.answer}> {written} </{tags.answer}>"
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
         return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)

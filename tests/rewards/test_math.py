@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,31 @@ SAME = [
     ("42", "The answer is 42.", "a sentence"),
     ("#### 42", "42", "a gold answer as GSM8K writes it"),
     (r"\frac{1}{2}", r"It is \boxed{\frac{1}{2}}.", "a box inside the answer block"),
+    ("12", "12 apples", "what is counted"),
+    (r"5\text{ cm}^2", "5", "a unit with a power"),
+    ("3.50", r"\$3.50", "a currency"),
+    ("0.25", "25/100", "hundredths"),
+    ("2 1/4", "2.25", "a mixed number and its decimal"),
+    ("0", "-0", "there is one zero"),
+    (r"\frac{22}{7}", "22/7", "a fraction in ASCII"),
+    (r"100^\circ", r"100^{\circ}", "braces that change nothing"),
+    ("2^{10}", "1024", "a power"),
+    (r"3^{-2}", r"\frac19", "a negative power"),
+    (r"\log_2 8", "3", "a logarithm"),
+    (r"\ln 4", r"2\ln 2", "a rule of logarithms"),
+    (r"\sin(\pi/6)", "1/2", "a value of the sine"),
+    (r"\binom{5}{2}", "10", "a binomial coefficient"),
+    ("e^{2x}", r"\exp(2x)", "two ways to write the exponential function"),
+    (r"\sqrt{2}/2", r"\frac{1}{\sqrt{2}}", "a rationalised denominator"),
+    (r"\frac{1+\sqrt{5}}{2}", r"\frac{\sqrt5+1}{2}", "the golden ratio"),
+    ("a+b", "b+a", "a sum of letters"),
+    ("x(x+1)", "x^2+x", "multiplied out"),
+    (r"\frac{x^2-1}{x-1}", "x+1", "cancelled"),
+    ("y=2x+1", "2x+1=y", "an equation, turned round"),
+    (r"x \in [1,2]", "[1,2]", "a membership and its interval"),
+    (r"\left(\frac12,3\right)", "(0.5, 3)", "a pair, one of it a decimal"),
+    (r"\{1,2,3\}", r"\{3,1,2\}", "a set has no order"),
+    (r"\boxed{8}", "8", "a gold answer in a box"),
 ]
 
 DIFFERENT = [
@@ -90,6 +117,27 @@ DIFFERENT = [
     ("A", "B", "another choice"),
     ("10:30", "10", "half of a time"),
     ("42", "", "nothing"),
+    ("12", "21", "digits in another order"),
+    ("0.1", "0.01", "another magnitude"),
+    ("-5", "5", "the sign left out"),
+    ("3/4", "4/3", "upside down"),
+    ("10%", "10.5%", "not quite the percentage"),
+    ("90", "90.5", "not quite the number"),
+    ("6", "2 + 3", "a sum with another value"),
+    ("2", "2 or 3", "another hedge"),
+    (r"\sqrt{2}", "1.41", "a root rounded too much"),
+    (r"\sqrt{2}", "2", "the root left out"),
+    (r"\pi", "3.14", "pi rounded too much"),
+    ("2^{10}", "20", "a power is no product"),
+    (r"\log_2 8", "log 8", "another base"),
+    (r"\sin x", r"\cos x", "another function"),
+    ("x^2", "2x", "a square is no double"),
+    ("a-b", "b-a", "a difference has an order"),
+    (r"x \le 3", "x<3", "the end left out"),
+    ("[1,2]", "(1,2)", "both ends left out"),
+    ("(1,2,3)", "(1,2)", "a coordinate left out"),
+    (r"\{1,2\}", r"\{1,2,3\}", "an element too many"),
+    (r"\text{(B)}", "C", "another choice in LaTeX"),
 ]
 
 
@@ -106,6 +154,12 @@ def test_same_value(math, gold: str, answer: str, why: str) -> None:
 @pytest.mark.parametrize(("gold", "answer", "why"), DIFFERENT)
 def test_different_value(math, gold: str, answer: str, why: str) -> None:
     assert math(completion=f"<think>x</think><answer>{answer}</answer>", answer=gold) == 0, why
+
+
+def test_the_pairs_are_many_and_comparing_strings_would_not_do() -> None:
+    pairs = {(gold, answer) for gold, answer, _ in SAME + DIFFERENT}
+    assert len(pairs) == len(SAME) + len(DIFFERENT) >= 100
+    assert sum(gold != answer for gold, answer, _ in SAME) >= 30
 
 
 @pytest.mark.parametrize("gold", [None, "", "  ", "Paris", "not a number", "???", r"\frac{1}{", "1/0", float("nan"), "1" * 2000])
@@ -143,6 +197,42 @@ def test_a_thread_scores_as_the_main_thread_does(math, answer: str) -> None:
     thread.start()
     thread.join()
     assert scores == [math(completion=f"<answer>{answer}</answer>", answer="7")]
+
+
+EVERYWHERE = [*SAME[::8], *DIFFERENT[::8], ("42", "9^{9^{9^9}}", "undecidable"), ("Paris", "5", "an unreadable gold answer")]
+
+
+def test_a_ray_actor_and_asyncio_score_as_the_main_thread_does(math, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals, on which math-verify's own timeouts rest, work in the main thread only."""
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    completions = [(f"<answer>{answer}</answer>", gold) for gold, answer, _ in EVERYWHERE]
+
+    class Judge:
+        def scores(self, pairs: list[tuple[str, str]]) -> list[float | None]:
+            math = load_reward("math")
+            return [math(completion=completion, answer=gold) for completion, gold in pairs]
+
+    class AsyncJudge:
+        async def scores(self, pairs: list[tuple[str, str]]) -> list[float | None]:
+            return Judge().scores(pairs)
+
+    async def gathered() -> list[float | None]:
+        return await asyncio.gather(*[asyncio.to_thread(math, completion=completion, answer=gold) for completion, gold in completions])
+
+    async def in_the_loop() -> list[float | None]:
+        return Judge().scores(completions)
+
+    expected = Judge().scores(completions)
+    assert expected == [1.0] * len(SAME[::8]) + [0.0] * len(DIFFERENT[::8]) + [0.0, None]
+    assert asyncio.run(gathered()) == asyncio.run(in_the_loop()) == expected
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    try:
+        found = [ray.remote(kind).options(num_cpus=0).remote().scores.remote(completions) for kind in (Judge, AsyncJudge)]
+        assert ray.get(found, timeout=120) == [expected, expected]
+    finally:
+        ray.shutdown()
 
 
 def test_called_directly_a_hanging_comparison_is_killed(monkeypatch: pytest.MonkeyPatch, math) -> None:

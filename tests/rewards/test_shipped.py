@@ -1,10 +1,10 @@
-"""format, exact, length and repetition, by hand."""
+"""format, exact, fuzzy, choice, length and repetition, by hand; reasoning_gym, by its tasks' verifiers."""
 
 from __future__ import annotations
 
 import pytest
 
-from rewards import load_reward
+from rewards import RewardError, RewardRuntime, RewardSpec, load_reward
 from rewards.repetition import repeated_ngram_share
 
 
@@ -83,3 +83,133 @@ def test_repetition_of_a_loop_is_nearly_all() -> None:
 
 def test_repetition_sees_chinese_written_without_spaces() -> None:
     assert load_reward("repetition", n=2)(completion="等等等等等") == -0.75  # four bigrams, one distinct
+
+
+CITIES = ["Berlin", "Paris", "A cat", "Both A and B"]
+
+
+@pytest.mark.parametrize(
+    ("given", "score", "why"),
+    [
+        ("B", 1, "its letter"),
+        ("(b)", 1, "its letter, small and in brackets"),
+        ("**B**", 1, "in bold"),
+        (r"\textbf{(B)}", 1, "in LaTeX"),
+        (r"It is \boxed{B}", 1, "in a box"),
+        ("Option B.", 1, "named an option"),
+        ("paris", 1, "its text"),
+        ("B) Paris", 1, "both"),
+        ("B: Paris.", 1, "both, otherwise dressed"),
+        ("B) Berlin", 0, "a letter with another option's text"),
+        ("A", 0, "another letter"),
+        ("A cat", 0, "another option's text that begins with a letter"),
+        ("Berlin", 0, "another option's text"),
+        ("A or B", 0, "two letters"),
+        ("A, B", 0, "two letters"),
+        ("Both A and B", 0, "an option that names letters"),
+        ("E", 0, "no option's letter"),
+        ("", 0, "nothing"),
+    ],
+)
+def test_choice_by_letter_or_by_text(given: str, score: float, why: str) -> None:
+    choice = load_reward("choice")
+    for options in (CITIES, dict(zip("abcd", CITIES, strict=True))):
+        for gold in ("B", "(B)", "Paris", 1):
+            assert choice(completion=f"A? <answer>{given}</answer>", answer=gold, options=options) == score, why
+
+
+def test_choice_without_options_knows_letters_only() -> None:
+    choice = load_reward("choice")
+    assert choice(completion="<answer>(B)</answer>", answer="B") == 1 and choice(completion="<answer>B. Paris</answer>", answer="b") == 1
+    assert choice(completion="<answer>Paris</answer>", answer="B") == 0 and choice(completion="<answer>B) C)</answer>", answer="B") == 0
+    assert choice(completion="B", answer="B") == 0  # no answer block
+
+
+def test_choice_abstains_where_the_gold_answer_is_no_option() -> None:
+    choice = load_reward("choice")
+    for gold, options in (
+        ("E", CITIES),
+        ("Rome", CITIES),
+        (4, CITIES),
+        (-1, CITIES),
+        (None, CITIES),
+        ("", CITIES),
+        ("Paris", None),
+        (1, None),
+    ):
+        assert choice(completion="<answer>B</answer>", answer=gold, options=options) is None
+
+
+def test_choice_from_the_last_lone_letter_or_the_last_box() -> None:
+    last, boxed = load_reward("choice", extract="last_letter"), load_reward("choice", extract="boxed")
+    text = r"A? No: \boxed{C}, so I say B. It isn't Z's"
+    assert last(completion=text, answer="B", options=CITIES) == 1  # I and Z are no options
+    assert last(completion=text, answer="I") == 0 and last(completion="none", answer="A") == 0
+    assert boxed(completion=text, answer="C") == 1 and boxed(completion="<answer>C</answer>", answer="C") == 0
+
+
+def test_fuzzy_is_twice_the_matching_characters_over_all() -> None:
+    """abcd and bcde share bcd: 2 * 3 / 8."""
+    fuzzy = load_reward("fuzzy")
+    assert fuzzy(completion="<answer>abcd</answer>", answer="bcde") == 0.75
+    assert fuzzy(completion="<answer>\nThe  Capital</answer>", answer="the capital") == 1
+    assert fuzzy(completion="<answer>xyz</answer>", answer="abc") == 0 and fuzzy(completion="abc", answer="abc") == 0
+    assert fuzzy(completion="<answer>x</answer>", answer=" ") is None and fuzzy(completion="<answer>x</answer>", answer="x" * 2001) is None
+
+
+def test_fuzzy_with_a_threshold_is_one_or_zero() -> None:
+    scores = [load_reward("fuzzy", threshold=t)(completion="<answer>abcd</answer>", answer="bcde") for t in (0.7, 0.75, 0.76)]
+    assert scores == [1, 1, 0]
+    with pytest.raises(RewardError, match="threshold is 1.5; it must lie between 0 and 1"):
+        load_reward("fuzzy", threshold=1.5)
+
+
+def test_fuzzy_does_not_compare_what_would_take_long(samples) -> None:
+    with RewardRuntime([RewardSpec("fuzzy")]) as runtime:
+        (scored,) = runtime.score(samples(f"<answer>{'ab' * 1001}</answer>", answer="ab"))
+    assert (scored.reward, scored.notes) == (0, {"fuzzy": "undecidable"})
+
+
+@pytest.mark.parametrize("task", ["countdown", "chain_sum", "propositional_logic"])
+def test_reasoning_gym_asks_the_tasks_own_verifier(task: str) -> None:
+    import reasoning_gym
+
+    verify, own = load_reward("reasoning_gym"), reasoning_gym.get_score_answer_fn(task)
+    for item in reasoning_gym.create_dataset(task, size=3, seed=7):
+        for given in (str(item["answer"]), "1", "((", "1/0", "9" * 50):
+            assert verify(completion=f"<think>x</think><answer> {given} </answer>", **item) == own(answer=given, entry=item)
+        assert verify(completion=str(item["answer"]), **item) == 0  # no answer block
+
+
+def test_reasoning_gym_calls_an_answer_undecidable_at_which_only_the_verifier_fails(samples) -> None:
+    """Its verifier of prime factorisations calls int() on whatever it is given."""
+    row = {"question": "", "answer": "2 × 3", "metadata": {"source_dataset": "prime_factorization", "number": 6, "factors": [2, 3]}}
+    with RewardRuntime([RewardSpec("reasoning_gym")]) as runtime:
+        right, odd = runtime.score(samples("<answer>3 × 2</answer>", "<answer>banana</answer>", **row))
+    assert (right.reward, odd.reward, odd.notes) == (1, 0, {"reasoning_gym": "undecidable"})
+
+
+def test_reasoning_gym_takes_another_right_answer() -> None:
+    """The numbers in another order: a text comparison would call it wrong."""
+    row = {"question": "", "answer": "3 + 4 - 5", "metadata": {"source_dataset": "countdown", "numbers": [3, 4, 5], "target": 2}}
+    verify, exact = load_reward("reasoning_gym"), load_reward("exact")
+    assert verify(completion="<answer>4 - 5 + 3</answer>", **row) == 1 and exact(completion="<answer>4 - 5 + 3</answer>", **row) == 0
+    assert verify(completion="<answer>4 + 5 + 3</answer>", **row) < 0.1
+
+
+def test_reasoning_gym_needs_rows_of_a_task(samples) -> None:
+    with pytest.raises(RewardError, match="names the reasoning-gym task 'chess' as its source_dataset, which is not one"):
+        load_reward("reasoning_gym")(completion="<answer>1</answer>", answer="1", metadata={"source_dataset": "chess"})
+    with RewardRuntime([RewardSpec("reasoning_gym")]) as runtime:
+        broken = {"source_dataset": "word_sorting"}  # without the words not even the gold answer can be verified
+        with pytest.raises(RewardError, match=r"(?s)failed on all 1 samples.*KeyError"):
+            runtime.score(samples("<answer>a</answer>", answer="a", metadata=broken))
+
+
+def test_shipped_rewards_that_must_be_right_say_how_they_are_tried() -> None:
+    found = {
+        name: load_reward(name).options for name in ("math", "code", "choice", "reasoning_gym", "exact", "fuzzy", "format", "repetition")
+    }
+    assert [name for name, options in found.items() if options.required] == ["math", "code", "choice", "reasoning_gym"]
+    golds = {name: options.gold for name, options in found.items() if options.gold}
+    assert golds == {"code": "solution"} | dict.fromkeys(("math", "choice", "reasoning_gym", "exact", "fuzzy"), "answer")
