@@ -39,7 +39,8 @@ def canary_problems(
         unequal = [other for other in others if other.strip() != gold.strip() and not same_number(plain_number(gold), plain_number(other))]
         cases.append((index, gold, True))
         cases += [(index, other, False) for other in unequal[:2]]
-    scored = runtime.score([ScoreInput({**RESERVED_VALUES, **rows[index], "completion": render(answer)}) for index, answer, _ in cases])
+    inputs = [ScoreInput({**RESERVED_VALUES, **rows[index], "completion": render(answer)}) for index, answer, _ in cases]
+    scored = runtime.score(inputs, {name: 1.0})
     problems, wrong = [], defaultdict(list)
     for (index, answer, is_gold), result in zip(cases, scored, strict=True):
         part, note = result.parts[name], result.notes.get(name)
