@@ -1,0 +1,126 @@
+"""A reward model of random weights: its scores are the model's own, whatever the batch, and what cannot be scored is None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward
+from rewards.reward_model import load
+
+CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+QUESTION = "What is 3 + 4?"
+COMPLETIONS = ["<think>3+4</think><answer>7</answer>", "<think>hm</think>8", "no thinking", "<think>never closed"]
+
+
+@pytest.fixture(scope="session")
+def make_judge(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Callable[..., Path]:
+    """A Qwen2 with a head for num_labels scores, saved with the tokenizer of the other tests."""
+
+    def make(num_labels: int = 1, chat_template: str | None = CHAT, nan_token: int | None = None) -> Path:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+        folder = tmp_path_factory.mktemp("judge")
+        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+        config = Qwen2Config(
+            vocab_size=len(tokenizer), **sizes, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            network = Qwen2ForSequenceClassification(config)
+        if nan_token is not None:
+            network.model.embed_tokens.weight.data[nan_token] = float("nan")
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if chat_template:
+            (folder / "chat_template.jinja").write_text(chat_template)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def judge(make_judge: Callable[..., Path]) -> Path:
+    return make_judge()
+
+
+def score_alone(folder: Path, text: str, label: int = 0) -> float:
+    """One text through the model, by hand."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        return AutoModelForSequenceClassification.from_pretrained(folder)(**ids).logits[0, label].item()
+
+
+def scores(folder: Path, completions: list[str] = COMPLETIONS, prompt: Any = QUESTION, **settings: Any) -> list[float | None]:
+    fn = load_reward("reward_model", model=str(folder), **settings)
+    return fn(completions=completions, prompts=[prompt] * len(completions))
+
+
+def test_scores_are_the_models_own_in_order_whatever_the_batch(judge: Path) -> None:
+    seen = ["<answer>7</answer>", "8", "no thinking", ""]
+    by_hand = [score_alone(judge, f"[user] {QUESTION}\n[assistant] {text}\n") for text in seen]
+    assert len({round(score, 3) for score in by_hand}) == 4
+    for batch_size in (1, 3, 8):
+        assert scores(judge, batch_size=batch_size) == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_everything_and_plain_text_where_the_settings_say_so(judge: Path) -> None:
+    assert scores(judge, sees="everything") == pytest.approx(
+        [score_alone(judge, f"[user] {QUESTION}\n[assistant] {text}\n") for text in COMPLETIONS], abs=1e-4
+    )
+    assert scores(judge, template="plain")[1] == pytest.approx(score_alone(judge, f"{QUESTION}\n8"), abs=1e-4)
+
+
+def test_a_conversation_goes_through_the_chat_template(judge: Path) -> None:
+    prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": QUESTION}]
+    (score,) = scores(judge, ["8"], prompt)
+    assert score == pytest.approx(score_alone(judge, f"[system] be kind\n[user] {QUESTION}\n[assistant] 8\n"), abs=1e-4)
+
+
+def test_a_head_with_several_scores_needs_a_label(make_judge: Callable[..., Path]) -> None:
+    folder = make_judge(num_labels=3)
+    (problem,) = check_reward("reward_model", {"model": str(folder)})
+    assert "gives 3 scores; write label: the number, from 0, of the one that counts" in problem
+    assert "label 3: model" in check_reward("reward_model", {"model": str(folder), "label": 3})[0]
+    assert scores(folder, ["8"], label=2) == pytest.approx([score_alone(folder, f"[user] {QUESTION}\n[assistant] 8\n", 2)], abs=1e-4)
+
+
+def test_what_is_not_finite_or_too_long_is_none(make_judge: Callable[..., Path], tokenizer) -> None:
+    folder = make_judge(nan_token=tokenizer("8", add_special_tokens=False)["input_ids"][-1])
+    first, second = scores(folder, ["8", "7"])
+    assert first is None and second is not None
+    long = tokenizer(f"[user] {QUESTION}\n[assistant] 7777\n")["input_ids"]
+    assert scores(folder, ["7777", "7"], max_tokens=len(long) - 1) == [None, second]
+
+
+def test_a_model_that_is_no_judge_is_refused(tiny_qwen2: Path, tmp_path: Path) -> None:
+    (problem,) = check_reward("reward_model", {"model": str(tiny_qwen2)})
+    assert "is a Qwen2ForCausalLM; a reward model is a ...ForSequenceClassification" in problem
+    assert "no config.json" in check_reward("reward_model", {"model": "./nowhere"}, base=tmp_path)[0]
+    with pytest.raises(RewardError, match=r"is no reward model: it holds no score\.weight"):
+        load(str(tiny_qwen2), "cpu", "auto", None)
+
+
+def test_no_chat_template_asks_for_plain(make_judge: Callable[..., Path]) -> None:
+    folder = make_judge(chat_template=None)
+    with pytest.raises(RewardError, match="no chat template; write template: plain"):
+        scores(folder)
+    assert None not in scores(folder, template="plain")
+
+
+def test_in_the_runtime_loading_does_not_count_into_the_deadline(judge: Path) -> None:
+    """Importing transformers alone takes seconds; scoring four short texts does not."""
+    specs = [RewardSpec("reward_model", settings={"model": str(judge)}, weight=0.5), RewardSpec("format")]
+    inputs = [ScoreInput({"prompt": QUESTION, "completion": text}) for text in COMPLETIONS]
+    with RewardRuntime(specs, deadline_s=1.0) as runtime:
+        scored = runtime.score(inputs)
+    expected = scores(judge)
+    assert [one.parts["reward_model"] for one in scored] == pytest.approx(expected, abs=1e-4)
+    assert scored[0].reward == pytest.approx(0.5 * expected[0] + 1.0, abs=1e-4)
