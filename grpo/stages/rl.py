@@ -24,7 +24,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
-from grpo.stages.scoring import score_groups
+from grpo.stages.scoring import score_groups, weights_at
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
@@ -128,6 +128,7 @@ class _Loop:
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
+        self.weights: dict[str, float] = {}
         self.ahead = ThreadPoolExecutor(1, thread_name_prefix="rollout-ahead")
         self.drawn_ahead: Future[list[list[Completion]]] | None = None
 
@@ -142,7 +143,8 @@ class _Loop:
         if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
             self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
         with clock("reward"):
-            groups = score_groups(self.rewards, chosen, completions)
+            self.weights = self.weights_of(step)
+            groups = score_groups(self.rewards, chosen, completions, self.weights)
             self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
@@ -158,6 +160,7 @@ class _Loop:
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
+            **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
             "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
             "sync/version": version,
             "sync/tensors": receipts[0].num_tensors
@@ -170,6 +173,16 @@ class _Loop:
             with clock("eval"):
                 metrics |= self.evaluate()
         return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
+
+    def weights_of(self, step: int) -> dict[str, float]:
+        """The rewards' weights in a step: those of the update that it begins with, whatever else has happened in the run."""
+        updates = self.stage.updates_per_rollout
+        for use in self.stage.rewards:
+            weight = use.weight_at(step * updates)
+            if use.is_scheduled and (step == 0 or weight != use.weight_at((step - 1) * updates)):
+                how = f"has weight {weight:g}" if weight else "has weight 0 and is not run"
+                self.work.progress.say(f"  from step {step + 1} on: reward {use.part!r} {how}")
+        return weights_at(self.stage.rewards, step * updates)
 
     def prompts_of(self, step: int) -> list[Prompt]:
         return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
@@ -219,7 +232,7 @@ class _Loop:
             divergence_B = self.trainer.sequence_divergence(batch)
             penalty_PG = np.zeros((len(groups), len(groups[0].samples)))
             penalty_PG[_judged(groups)] = self.algorithm.kl_coef * divergence_B
-        return group_advantages(self.algorithm, groups, {name: spec.weight for name, spec in self.rewards.specs.items()}, penalty_PG)
+        return group_advantages(self.algorithm, groups, self.weights, penalty_PG)
 
     def masked(self, batch: Batch, groups: Sequence[Group]) -> Batch:
         """Without the tokens that the algorithm leaves out: of truncated completions, of groups without advantage."""
@@ -391,6 +404,7 @@ def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list
             "completion_tokens": len(sample.completion.tokens),
             "reward": sample.reward,
             "parts": dict(sample.parts),
+            **({"notes": dict(sample.notes)} if sample.notes else {}),
             "advantage": float(advantage),
             "version": sample.completion.version,
         }

@@ -172,7 +172,7 @@ class Workplace:
             )
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
-        return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)
+        return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required)
 
     def close(self) -> None:
         if self._pool is not None:
