@@ -15,7 +15,7 @@ from rewards.errors import RewardError, one_line
 from rewards.function import RewardFn, with_settings
 from rewards.load import build_reward, missing_column
 from rewards.processes import Processes
-from rewards.worker import Outcome, late, load_all, score_batch, score_some
+from rewards.worker import Outcome, late, load_all, load_failure, score_batch, score_some
 
 CHUNK_SAMPLES = 64
 CHUNK_BUDGET_S = 1.0
@@ -127,6 +127,21 @@ class RewardRuntime:
             for name in outcomes:
                 self._count(name, outcomes[name])
             return [self._sum({name: outcomes[name][index] for name in outcomes}, weights) for index in range(len(rows))]
+
+    def load(self) -> None:
+        """Starts the processes that rewards have to themselves, so that a model that can't be loaded is known now: RewardError."""
+        with self._lock:
+            waiting = {name: own.submit(load_failure, name, deadline_s=GRACE_S) for name, own in self._own_process.items()}
+            for name, future in waiting.items():
+                limit_s = self.rewards[name].options.prepare_s
+                try:
+                    failed = future.result(timeout=limit_s)
+                except (BrokenProcessPool, OSError, TimeoutError) as error:
+                    raise RewardError(
+                        f"the process of reward {name!r} hangs (for {limit_s:g} s) or dies while loading: {one_line(error)}"
+                    ) from None
+                if failed is not None:
+                    raise RewardError(f"reward {name!r} cannot be loaded: {failed.trace}")
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

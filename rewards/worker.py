@@ -45,6 +45,12 @@ def load_all(uses: Sequence[tuple[str, str, Mapping[str, Any]]], base: Path) -> 
             _rewards[name] = failure(error)
 
 
+def load_failure(name: str) -> Outcome | None:
+    """What went wrong with loading a reward; None where it is there."""
+    fn = _rewards[name]
+    return fn if isinstance(fn, Outcome) else None
+
+
 def score_some(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: float, budget_s: float) -> list[Outcome]:
     """Scores samples in order until the time budget is used up: at least the first, perhaps not all. Coroutines run all at once."""
     fn, end, outcomes = _rewards[name], time.monotonic() + budget_s, []

@@ -154,8 +154,10 @@ class Workplace:
     def try_rewards(self, rewards: RewardRuntime, prompts: Sequence[Prompt]) -> None:
         """Before anything is trained: gold answers must score 1 and other rows' answers 0, by the very processes that will judge.
 
-        Raises DataError with the rows for which that is not so.
+        Raises DataError with the rows for which that is not so, and RewardError where a reward's model can't be loaded.
         """
+        self.progress.doing("loading the rewards")
+        rewards.load()
         tags = self.recipe.tags
         text = self.recipe.canary
         if text is None:

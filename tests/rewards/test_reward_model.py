@@ -11,41 +11,13 @@ import pytest
 from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward
 from rewards.reward_model import load
 
-CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 QUESTION = "What is 3 + 4?"
 COMPLETIONS = ["<think>3+4</think><answer>7</answer>", "<think>hm</think>8", "no thinking", "<think>never closed"]
 
 
 @pytest.fixture(scope="session")
-def make_judge(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Callable[..., Path]:
-    """A Qwen2 with a head for num_labels scores, saved with the tokenizer of the other tests."""
-
-    def make(num_labels: int = 1, chat_template: str | None = CHAT, nan_token: int | None = None) -> Path:
-        import torch
-        from transformers import Qwen2Config, Qwen2ForSequenceClassification
-
-        folder = tmp_path_factory.mktemp("judge")
-        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
-        config = Qwen2Config(
-            vocab_size=len(tokenizer), **sizes, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            network = Qwen2ForSequenceClassification(config)
-        if nan_token is not None:
-            network.model.embed_tokens.weight.data[nan_token] = float("nan")
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        if chat_template:
-            (folder / "chat_template.jinja").write_text(chat_template)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def judge(make_judge: Callable[..., Path]) -> Path:
-    return make_judge()
+def judge(make_reward_model: Callable[..., Path]) -> Path:
+    return make_reward_model()
 
 
 def score_alone(folder: Path, text: str, label: int = 0) -> float:
@@ -84,16 +56,16 @@ def test_a_conversation_goes_through_the_chat_template(judge: Path) -> None:
     assert score == pytest.approx(score_alone(judge, f"[system] be kind\n[user] {QUESTION}\n[assistant] 8\n"), abs=1e-4)
 
 
-def test_a_head_with_several_scores_needs_a_label(make_judge: Callable[..., Path]) -> None:
-    folder = make_judge(num_labels=3)
+def test_a_head_with_several_scores_needs_a_label(make_reward_model: Callable[..., Path]) -> None:
+    folder = make_reward_model(num_labels=3)
     (problem,) = check_reward("reward_model", {"model": str(folder)})
     assert "gives 3 scores; write label: the number, from 0, of the one that counts" in problem
     assert "label 3: model" in check_reward("reward_model", {"model": str(folder), "label": 3})[0]
     assert scores(folder, ["8"], label=2) == pytest.approx([score_alone(folder, f"[user] {QUESTION}\n[assistant] 8\n", 2)], abs=1e-4)
 
 
-def test_what_is_not_finite_or_too_long_is_none(make_judge: Callable[..., Path], tokenizer) -> None:
-    folder = make_judge(nan_token=tokenizer("8", add_special_tokens=False)["input_ids"][-1])
+def test_what_is_not_finite_or_too_long_is_none(make_reward_model: Callable[..., Path], tokenizer) -> None:
+    folder = make_reward_model(nan_token=tokenizer("8", add_special_tokens=False)["input_ids"][-1])
     first, second = scores(folder, ["8", "7"])
     assert first is None and second is not None
     long = tokenizer(f"[user] {QUESTION}\n[assistant] 7777\n")["input_ids"]
@@ -108,8 +80,8 @@ def test_a_model_that_is_no_judge_is_refused(tiny_qwen2: Path, tmp_path: Path) -
         load(str(tiny_qwen2), "cpu", "auto", None)
 
 
-def test_no_chat_template_asks_for_plain(make_judge: Callable[..., Path]) -> None:
-    folder = make_judge(chat_template=None)
+def test_no_chat_template_asks_for_plain(make_reward_model: Callable[..., Path]) -> None:
+    folder = make_reward_model(chat_template=None)
     with pytest.raises(RewardError, match="no chat template; write template: plain"):
         scores(folder)
     assert None not in scores(folder, template="plain")
@@ -124,3 +96,27 @@ def test_in_the_runtime_loading_does_not_count_into_the_deadline(judge: Path) ->
     expected = scores(judge)
     assert [one.parts["reward_model"] for one in scored] == pytest.approx(expected, abs=1e-4)
     assert scored[0].reward == pytest.approx(0.5 * expected[0] + 1.0, abs=1e-4)
+
+
+def test_a_model_that_cannot_be_loaded_is_known_before_the_first_sample(reward_file: Callable[..., Path]) -> None:
+    folder = reward_file(
+        """
+        import os
+        from rewards import reward
+
+        def load(path):
+            if path == "die":
+                os._exit(3)
+            raise OSError(f"no model in {path}")
+
+        @reward(alone=True, prepare=load)
+        def mine(completions, *, path="nowhere"):
+            return [1.0] * len(completions)
+        """
+    )
+    with RewardRuntime([RewardSpec("format"), RewardSpec("./mine.py:mine")], base=folder) as runtime:
+        with pytest.raises(RewardError, match=r"(?s)reward 'mine' cannot be loaded: Traceback.*OSError: no model in nowhere"):
+            runtime.load()
+    with RewardRuntime([RewardSpec("./mine.py:mine", settings={"path": "die"})], base=folder) as runtime:
+        with pytest.raises(RewardError, match=r"the process of reward 'mine' hangs \(for 120 s\) or dies while loading"):
+            runtime.load()
