@@ -128,6 +128,10 @@ class RewardFn:
         score, note = value if isinstance(value, Noted) else (value, "")
         return Noted(as_score(score, self.name, index), note)
 
+    def knows(self, column: str) -> bool:
+        """Does the function get to see this column?"""
+        return self.takes_all or column in self.columns or column in self.optional
+
     def missing(self, names: Container[str]) -> list[str]:
         """The columns that it needs and a sample with these names lacks."""
         wanted = [BATCH_NAMES.get(column, column) if self.is_batch else column for column in self.columns]
