@@ -80,7 +80,7 @@ def test_sixty_four_samples_wait_as_long_as_one(runtime, samples) -> None:
     [
         ("hang", 0, "undecidable"),
         ("block", 0, "undecidable"),
-        ("deaf", 0, "undecidable"),
+        pytest.param("deaf", 0, "undecidable", marks=pytest.mark.slow),  # killed twice: with the others, then alone
         ("?", 0, "undecidable"),
         ("exit", None, "error: SystemExit: bye"),
         ("own timeout", None, "error: TimeoutError: the far side was late"),

@@ -87,8 +87,33 @@ def test_no_chat_template_asks_for_plain(make_reward_model: Callable[..., Path])
     assert None not in scores(folder, template="plain")
 
 
-def test_in_the_runtime_loading_does_not_count_into_the_deadline(judge: Path) -> None:
-    """Importing transformers alone takes seconds; scoring four short texts does not."""
+def test_loading_does_not_count_into_the_deadline_and_is_done_once_in_one_process(reward_file: Callable[..., Path]) -> None:
+    """Of three processes only the one that is its own loads it, for longer than all eight samples may take."""
+    folder = reward_file(
+        """
+        import time
+        from pathlib import Path
+        from rewards import reward
+
+        def load(log):
+            time.sleep(1.5)
+            with Path(log).open("a") as file:
+                file.write("loaded, ")
+
+        @reward(alone=True, prepare=load)
+        def heavy(completions, *, log=""):
+            return [float(len(Path(log).read_text()))] * len(completions)
+        """
+    )
+    specs = [RewardSpec("./mine.py:heavy", settings={"log": str(folder / "log")}), RewardSpec("format")]
+    inputs = [ScoreInput({"prompt": QUESTION, "completion": text}) for text in 2 * COMPLETIONS]
+    with RewardRuntime(specs, base=folder, deadline_s=0.5, processes=2) as runtime:
+        for _ in range(2):
+            assert [one.parts["heavy"] for one in runtime.score(inputs)] == [len("loaded, ")] * 8
+
+
+@pytest.mark.slow
+def test_in_the_runtime_it_scores_as_by_hand(judge: Path) -> None:
     specs = [RewardSpec("reward_model", settings={"model": str(judge)}, weight=0.5), RewardSpec("format")]
     inputs = [ScoreInput({"prompt": QUESTION, "completion": text}) for text in COMPLETIONS]
     with RewardRuntime(specs, deadline_s=1.0) as runtime:
