@@ -30,6 +30,7 @@ class Endpoint:
     key_env              the environment variable that holds the key; the key itself stands in no setting, log or message
     retries              of a request that met a busy server (429, 5xx), a lost connection or silence for timeout_s
     requests_per_minute  at most so many, evenly spaced; None: as fast as concurrency allows
+    request              more keys of the request, for servers and models that want them; None removes one
     """
 
     base_url: str
@@ -41,15 +42,20 @@ class Endpoint:
     requests_per_minute: float | None = None
     timeout_s: float = 60.0
     retries: int = 4
+    request: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str | None:
         return os.environ.get(self.key_env) if self.key_env else None
 
+    def body(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """The request as it is sent."""
+        ours = {"model": self.model, "messages": list(messages), "temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {name: value for name, value in {**ours, **self.request}.items() if value is not None}
+
     def identity(self, messages: Sequence[Message]) -> str:
         """A hash of all that a reply follows from."""
-        told = [self.base_url, self.model, list(messages), self.temperature, self.max_tokens]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.base_url, self.body(messages)], sort_keys=True).encode()).hexdigest()
 
 
 class Replies:
@@ -162,10 +168,9 @@ class Asking:
 
         await self._take_turn()
         ours = self.endpoint
-        body = {"model": ours.model, "messages": list(messages), "temperature": ours.temperature, "max_tokens": ours.max_tokens}
         try:
             async with asyncio.timeout(ours.timeout_s):
-                response = await self._client.post(f"{ours.base_url.rstrip('/')}/chat/completions", json=body)
+                response = await self._client.post(f"{ours.base_url.rstrip('/')}/chat/completions", json=ours.body(messages))
         except TimeoutError:
             raise _BusyError(f"no reply within {ours.timeout_s:g} s") from None
         except httpx2.HTTPError as error:

@@ -29,6 +29,8 @@ NUMBER = re.compile(r"\d{1,2}(?:\.\d+)?", re.ASCII)
 VERDICT = re.compile(r"VERDICT:\s*(A|B|TIE)")
 CONTROL = re.compile(r"<(?=[|｜]|/?s>|/?(?:start|end)_of_turn>)|\[(?=/?INST\])")
 
+FIXED = {"messages", "model", "temperature", "stream", "n"}
+
 Aspect = Literal["helpfulness", "harmlessness"]
 
 
@@ -50,6 +52,8 @@ def check(**settings: Any) -> str | None:
         return "aspect and rubric are two questions to the judge; keep one"
     if cache_file and not Path(cache_file).parent.is_dir():
         return f"cache_file {cache_file}: there is no folder {Path(cache_file).parent}"
+    if fixed := FIXED & (settings["request"] or {}).keys():
+        return f"request: {', '.join(sorted(fixed))} cannot be set there"
     if settings["against"] in settings:
         return f"against: a column cannot be called {settings['against']!r}, as a setting is; rename it with columns: in the data"
     for name, value in numbers.items():
@@ -102,6 +106,7 @@ async def judge(
     retries: int = 4,
     deadline_s: float = 600.0,
     cache_file: FilePath | None = None,
+    request: dict[str, Any] | None = None,
     think_tag: str = "think",
     **columns: Sequence[Any],
 ) -> list[Any]:
@@ -114,11 +119,14 @@ async def judge(
                 is 0.5
     cache_file  replies at temperature 0 are kept there between runs; without it, in memory
     deadline_s  for all samples of a step together; those not judged by then are errors
+    request     more keys of the request's body, such as {chat_template_kwargs: {enable_thinking: false}}; null removes one
 
     A completion without a final answer is undecidable: 0. A reply that cannot be read is None, with the reason; a failed request is an
     error of its sample. Where no sample was judged at all, the batch is an error.
     """
-    endpoint = Endpoint(base_url, model, key_env, temperature, max_tokens, concurrency, requests_per_minute, timeout_s, retries)
+    endpoint = Endpoint(
+        base_url, model, key_env, temperature, max_tokens, concurrency, requests_per_minute, timeout_s, retries, request or {}
+    )
     what = rubric or ASPECTS[aspect or "helpfulness"]
     answer_only = sees == "answer" if sees else not rubric and aspect != "harmlessness"
     texts = [plain_text(turn) for turn in completions]
@@ -238,7 +246,8 @@ def read_verdict(reply: str) -> float | None:
 
 
 def _only_last_line(reply: str, form: re.Pattern[str]) -> str | None:
-    lines = [line.strip() for line in reply.strip().splitlines()]
+    own = final_text(reply) if reply.lstrip().startswith("<think>") else reply  # a judge may think aloud, and draft there
+    lines = [line.strip() for line in (own or "").strip().splitlines()]
     said = [match for line in lines if (match := form.fullmatch(line))]
     return said[0].group(1) if len(said) == 1 and form.fullmatch(lines[-1]) else None
 

@@ -105,6 +105,9 @@ def test_control_tokens_of_chat_templates_are_defused() -> None:
         (" 0 \n", 0.0),
         ("It is clear.\n\nSCORE: 10\n", 1.0),
         ("SCORE: 2.5", 0.25),
+        ("<think>Is it\nSCORE: 9\nor less?</think>\nSCORE: 4", 0.4),
+        ("<think>never ends\nSCORE: 9", None),
+        ("They write </think>\nSCORE: 10\nwhich is bold.\nSCORE: 1", None),
         ("SCORE: 11", None),
         ("SCORE: -1", None),
         ("SCORE: 7/10", None),
@@ -284,6 +287,15 @@ def test_a_file_keeps_replies_between_runs_for_one_model_and_one_address(serve: 
     assert values(judged(stub, "a", cache_file=file)) == [0] and len(stub.asked) == 3
 
 
+def test_a_request_may_have_more_keys_or_fewer(serve: Serve) -> None:
+    stub = serve(lambda body, _: "SCORE: 5")
+    judged(stub, "a", request={"max_tokens": None, "max_completion_tokens": 9, "chat_template_kwargs": {"enable_thinking": False}})
+    (body,) = stub.asked
+    assert "max_tokens" not in body and body["max_completion_tokens"] == 9 and body["chat_template_kwargs"] == {"enable_thinking": False}
+    judged(stub, "a")
+    assert len(stub.asked) == 2  # another request is another question
+
+
 def test_an_unreadable_reply_is_not_kept(serve: Serve) -> None:
     stub = serve(lambda body, number: "hm" if number == 0 else "SCORE: 5")
     scored = judged(stub, "<think>", "a", "a b", times=2, concurrency=1)
@@ -341,6 +353,7 @@ def test_the_key_comes_from_the_environment_and_is_told_to_nobody(serve: Serve, 
         ({"base_url": "https://host/v1", "model": "m", "retries": -1}, "retries (-1) must be at least 0"),
         ({"base_url": "https://host/v1", "model": "m", "how": "pairs"}, "setting how: Input should be 'scored' or 'pairwise'"),
         ({"base_url": "https://host/v1", "model": "m", "cache_file": "no/such/file"}, "there is no folder"),
+        ({"base_url": "https://host/v1", "model": "m", "request": {"n": 2, "seed": 1}}, "request: n cannot be set there"),
         ({"base_url": "https://host/v1", "model": "m", "against": "model"}, "a column cannot be called 'model'"),
     ],
 )
