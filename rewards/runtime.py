@@ -20,6 +20,7 @@ from rewards.worker import Outcome, late, load_all, load_failure, score_batch, s
 CHUNK_SAMPLES = 64
 CHUNK_BUDGET_S = 1.0
 GRACE_S = 0.5
+ANSWER_S = 30.0
 NOT_ASKED = "a column is missing"
 COUNTED = ("error", "timeout", "undecidable", "abstained")
 
@@ -131,7 +132,7 @@ class RewardRuntime:
     def load(self) -> None:
         """Starts the processes that rewards have to themselves, so that a model that can't be loaded is known now: RewardError."""
         with self._lock:
-            waiting = {name: own.submit(load_failure, name, deadline_s=GRACE_S) for name, own in self._own_process.items()}
+            waiting = {name: own.submit(load_failure, name, deadline_s=ANSWER_S) for name, own in self._own_process.items()}
             for name, future in waiting.items():
                 limit_s = self.rewards[name].options.prepare_s
                 try:
