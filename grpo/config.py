@@ -90,12 +90,30 @@ class RewardUse(Strict):
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str = Field(description="a shipped name, ./file.py:name or package.module:name")
     name: str | None = Field(None, description="how metrics call it; the reference's own name by default")
-    weight: float = 1.0
+    weight: float | list[list[float]] = Field(
+        1.0,
+        description="in an rl stage also [[update, weight], ...]: each weight holds from that many updates on, and before the first it is 0",
+    )
     required: bool | None = Field(None, description="drop a sample that this reward cannot judge (math does by default)")
 
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    @property
+    def part(self) -> str:
+        """How metrics and keep.min_reward call it: its name, or that of its function."""
+        return self.name or self.use.rpartition(":")[2]
+
+    @property
+    def is_scheduled(self) -> bool:
+        return isinstance(self.weight, list)
+
+    def weight_at(self, update: int) -> float:
+        """Its weight once so many updates are made. It follows from that number alone, so that a resumed run has the same."""
+        if not isinstance(self.weight, list):
+            return self.weight
+        return next((weight for since, weight in reversed(self.weight) if since <= update), 0.0)
 
 
 class Evaluation(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from grpo import config
 from grpo.config import (
@@ -61,6 +62,8 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
             yield from _rl(stage, at, has_evaluation=recipe.evaluation is not None)
         if isinstance(stage, RlStage | RejectStage | DistillStage):
             yield from _reward_names(stage.rewards, at)
+            for number, use in enumerate(stage.rewards):
+                yield from _weight(use, (*at, "rewards", number), stage if isinstance(stage, RlStage) else None)
         if isinstance(stage, RejectStage) or (isinstance(stage, DistillStage) and stage.teacher is not None):
             yield from _keep(stage, at)
         if isinstance(stage, DistillStage):
@@ -93,11 +96,6 @@ def _weight_change(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("rollout", "weight_change"), text, (("deterministic",),))
 
 
-def part_name(use: RewardUse) -> str:
-    """How metrics and keep.min_reward call a reward: its name, or that of its function."""
-    return use.name or use.use.rpartition(":")[2]
-
-
 def _clash(at: Keys, text: str, *names: str) -> Finding:
     """A finding at the first of the settings ``names`` that stand at ``at``, relying on all of them."""
     return Finding((*at, names[0]), text, tuple((*at, name) for name in names[1:]))
@@ -126,6 +124,9 @@ def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
     if most > evaluation.samples_per_prompt:
         text = f"pass@{most} cannot be told from {evaluation.samples_per_prompt} samples a prompt; raise samples_per_prompt to {most}"
         yield _clash(at, text, "pass_at", "samples_per_prompt")
+    for name in ("accuracy", "well_formed", "lenient"):
+        if use := getattr(evaluation, name):
+            yield from _weight(use, (*at, name), None)
 
 
 def _optimiser(stage: config.Optimiser, at: Keys) -> Iterator[Finding]:
@@ -166,13 +167,51 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
             yield _clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)
     if all(use.weight == 0 for use in stage.rewards):
         yield Finding((*at, "rewards"), "all rewards have weight 0, so every advantage would be 0; give one a weight")
+    elif (update := _first_update_without_weight(stage)) is not None:
+        text = f"from update {update} on all rewards have weight 0, so every advantage would be 0; give one a weight there"
+        yield Finding((*at, "rewards"), text)
     if stage.eval_every and not has_evaluation:
         text = "eval_every needs a held-out set: write evaluation: {prompts: ...} in the recipe"
         yield Finding((*at, "eval_every"), text, (("evaluation",),))
 
 
+def _first_update_without_weight(stage: RlStage) -> int | None:
+    schedules = [use.weight for use in stage.rewards if isinstance(use.weight, list)]
+    if not all(map(_is_schedule, schedules)):
+        return None
+    changes = {0, *(int(since) for schedule in schedules for since, _ in schedule)}
+    return next((update for update in sorted(changes) if not any(use.weight_at(update) for use in stage.rewards)), None)
+
+
+def _is_schedule(pairs: list[list[float]]) -> bool:
+    return bool(pairs) and all(len(pair) == 2 and pair[0] >= 0 and pair[0] == int(pair[0]) for pair in pairs)
+
+
+def _weight(use: RewardUse, at: Keys, stage: RlStage | None) -> Iterator[Finding]:
+    """A schedule of weights: where there are updates, in their order, and none that never comes."""
+    if not isinstance(use.weight, list):
+        return
+    at = (*at, "weight")
+    if stage is None:
+        yield Finding(at, f"the weight of reward {use.part!r} changes with the number of updates, and there are none here; write a number")
+    elif not _is_schedule(use.weight):
+        yield Finding(
+            at, "a weight that changes is a list of [update, weight], such as [[0, 1.0], [400, 0.5]], with whole updates from 0 on"
+        )
+    else:
+        since = [int(update) for update, _ in use.weight]
+        last = (stage.steps - 1) * stage.updates_per_rollout
+        if any(later <= earlier for earlier, later in pairwise(since)):
+            yield Finding(at, f"the updates at which the weight changes must grow; found {listed(since)}")
+        elif since[-1] > last:
+            text = (
+                f"the weight changes at update {since[-1]}, and the stage's last step begins after {last} updates; lower it or raise steps"
+            )
+            yield Finding(at, text, ((*at[:2], "steps"), (*at[:2], "updates_per_rollout")))
+
+
 def _reward_names(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
-    names = [part_name(use) for use in rewards]
+    names = [use.part for use in rewards]
     for index, name in enumerate(names):
         first = names.index(name)
         if first < index:
@@ -181,7 +220,7 @@ def _reward_names(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
 
 
 def _keep(stage: RejectStage | DistillStage, at: Keys) -> Iterator[Finding]:
-    names = [part_name(use) for use in stage.rewards]
+    names = [use.part for use in stage.rewards]
     for name in stage.keep.min_reward:
         if name not in names:
             by_default = "" if "min_reward" in stage.keep.model_fields_set else " (the default)"

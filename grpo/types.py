@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollout.types import Completion, Prompt
@@ -11,12 +11,16 @@ from rollout.types import Completion, Prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion and what it was judged to be worth. ``reward`` None: nobody could judge it, and it does not count."""
+    """A completion and what it was judged to be worth. ``reward`` None: nobody could judge it, and it does not count.
+
+    notes: by reward, why a part is odd; parts that are not have none.
+    """
 
     prompt_id: str
     completion: Completion
     reward: float | None
     parts: Mapping[str, float | None]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ that can be killed.
 
 from rewards.canary import canary_problems
 from rewards.errors import RewardError, Undecidable
-from rewards.function import RESERVED, RewardFn, reward
+from rewards.function import RESERVED, Noted, RewardFn, reward
 from rewards.load import SHIPPED, check_reward, load_reward
 from rewards.runtime import RewardRuntime, RewardSpec, Scored, ScoreInput
 
 __all__ = [
     "RESERVED",
     "SHIPPED",
+    "Noted",
     "RewardError",
     "RewardFn",
     "RewardRuntime",

@@ -24,11 +24,13 @@ def canary_problems(
     """One line for each row whose own gold answer does not score 1, or for which another row's, unequal one does not score 0.
 
     render     a well-formed completion around an answer
-    name       the accuracy reward; by default the first that is required (with none, there is nothing to check)
+    name       the accuracy reward; by default the first required one that asks for ``column`` (with none, there is nothing to check)
+               Rewards that have a process to themselves are left out: a judge's opinion is no exact match, and costs
     num_rows   rows to check, spread over all; None checks every row, which finds each gold answer that can't be read
     """
-    name = name or next((name for name in runtime.rewards if name in runtime.required), None)
-    if name is None or not rows:
+    light = {name: fn for name, fn in runtime.rewards.items() if not fn.options.alone}
+    name = name or next((name for name, fn in light.items() if name in runtime.required and fn.knows(column)), None)
+    if name not in light or not rows:
         return []
     step = 1 if num_rows is None else max(1, len(rows) // num_rows)
     chosen = list(range(0, len(rows), step))[:num_rows]
@@ -39,7 +41,8 @@ def canary_problems(
         unequal = [other for other in others if other.strip() != gold.strip() and not same_number(plain_number(gold), plain_number(other))]
         cases.append((index, gold, True))
         cases += [(index, other, False) for other in unequal[:2]]
-    scored = runtime.score([ScoreInput({**RESERVED_VALUES, **rows[index], "completion": render(answer)}) for index, answer, _ in cases])
+    inputs = [ScoreInput({**RESERVED_VALUES, **rows[index], "completion": render(answer)}) for index, answer, _ in cases]
+    scored = runtime.score(inputs, {each: runtime.specs[each].weight for each in light})
     problems, wrong = [], defaultdict(list)
     for (index, answer, is_gold), result in zip(cases, scored, strict=True):
         part, note = result.parts[name], result.notes.get(name)

@@ -39,3 +39,12 @@ def last_number(text: str) -> str | None:
     """The last number as it stands (``-1,234.5``), or None. A minus right after a digit, letter or bracket subtracts: 5-3 ends in 3."""
     numbers = NUMBER.findall(text)
     return numbers[-1].replace("\u2212", "-") if numbers else None
+
+
+def final_text(text: str, prefill: str = "", tag: str = "think") -> str | None:
+    """What stands after the first think block, stripped; the whole text where there is none; None where it was never closed."""
+    whole = prefill + text
+    _, closed, rest = whole.partition(f"</{tag}>")
+    if closed:
+        return rest.strip()
+    return None if f"<{tag}>" in whole else whole.strip()

@@ -7,8 +7,9 @@ import inspect
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rewards.errors import RewardError, Undecidable
 
@@ -32,7 +33,13 @@ class Options:
     required       a sample that this reward abstains on is dropped
     undecidable    what a sample scores that makes the function raise Undecidable, or run past its deadline; None abstains
     check          from the settings to a problem in one line, or None
-    prepare        called once in each process before the first call, outside of any deadline: imports that take long
+    prepare        called once in each process before the first call, outside of any deadline, with those settings that it names: imports
+                   that take long, a model
+    prepare_s      what that may take
+    scope          "group": a function of lists (completions, ...) is called once for each prompt, with all its samples, and not once for all
+    columns        from the settings to the columns that it needs besides its parameters; they reach it by **kwargs
+    deadline       from the settings to what one call of a function of lists may take, in seconds, where the runtime's rule does not fit
+    alone          it has a process to itself, without a bound on memory: it holds a model, or waits for others
     gold           the column that says what is right, for an accuracy reward: where required, it is tried on it before training
     write          from that to how an answer says it, in a fence, say (by default in a box)
     """
@@ -40,9 +47,30 @@ class Options:
     required: bool = False
     undecidable: float | None = None
     check: Callable[..., str | None] | None = None
-    prepare: Callable[[], Any] | None = None
+    prepare: Callable[..., Any] | None = None
+    prepare_s: float = 120.0
     gold: str | None = None
     write: Callable[[str], str] | None = None
+    scope: Literal["group"] | None = None
+    columns: Callable[..., Sequence[str]] | None = None
+    deadline: Callable[..., float] | None = None
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scope not in (None, "group"):
+            raise ValueError(f"@reward(scope={self.scope!r}): scope is 'group', or left out")
+
+
+class Noted(NamedTuple):
+    """What a reward may return for a sample in place of a number: the score, or None to abstain, and what is to be said of it."""
+
+    score: float | None
+    note: str
+
+
+def with_settings(function: Callable, settings: Mapping[str, Any]) -> Any:
+    """Calls ``function`` with those settings that it names."""
+    return function(**{name: settings[name] for name in inspect.signature(function).parameters if name in settings})
 
 
 def reward(function: Callable | None = None, /, **options: Any) -> Callable:
@@ -89,11 +117,24 @@ class RewardFn:
             raise RewardError(f"reward {self.name!r} needs {', '.join(map(repr, missing))}; given: {sorted(values)}")
         if self.is_batch:
             results = self._one_each(self._call(values), len(values["completions"]))
-            return [as_score(value, self.name, index) for index, value in enumerate(results)]
-        try:
-            return self.call_one(values)
-        except Undecidable:
-            return self.undecidable
+            return [self._score(partial(self.read, value, index)) for index, value in enumerate(results)]
+        return self._score(lambda: self.read(self.call_one(values)))
+
+    @property
+    def is_async(self) -> bool:
+        """Can many samples be awaited at once? (A function of lists sees to that itself.)"""
+        return inspect.iscoroutinefunction(self.function) and not self.is_batch
+
+    def read(self, value: Any, index: int | None = None) -> Noted:
+        """A return value as a score and its note. An exception returned in a sample's place is raised."""
+        if isinstance(value, BaseException):
+            raise value
+        score, note = value if isinstance(value, Noted) else (value, "")
+        return Noted(as_score(score, self.name, index), note)
+
+    def knows(self, column: str) -> bool:
+        """Does the function get to see this column?"""
+        return self.takes_all or column in self.columns or column in self.optional
 
     def missing(self, names: Container[str]) -> list[str]:
         """The columns that it needs and a sample with these names lacks."""
@@ -109,9 +150,13 @@ class RewardFn:
             names |= {"completion", "prompt", "tokens", "prefill"}
         return {name: values[name] for name in names if name in values}
 
-    def call_one(self, values: Mapping[str, Any]) -> float | None:
-        """Scores one sample; raises Undecidable where the function does."""
-        return as_score(self._call(values), self.name)
+    def call_one(self, values: Mapping[str, Any]) -> Any:
+        """What the function returns for one sample."""
+        return self._call(values)
+
+    async def await_one(self, values: Mapping[str, Any]) -> Any:
+        """call_one for a coroutine function, inside of an event loop."""
+        return await self.function(**self._arguments(values))
 
     def call_batch(self, samples: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Calls a batch reward as TRL does, with lists over samples; the values it returned are not checked yet, only how many they are.
@@ -126,9 +171,18 @@ class RewardFn:
         lists["completions"] = [_assistant_turn(sample) for sample in samples]
         return self._one_each(self._call(lists), len(samples))
 
-    def _call(self, values: Mapping[str, Any]) -> Any:
+    def _score(self, read: Callable[[], Noted]) -> float | None:
+        try:
+            return read().score
+        except Undecidable:
+            return self.undecidable
+
+    def _arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         wanted = values if self.takes_all else {name: values[name] for name in (*self.columns, *self.optional) if name in values}
-        result = self.function(**{**wanted, **self.settings})
+        return {**wanted, **self.settings}
+
+    def _call(self, values: Mapping[str, Any]) -> Any:
+        result = self.function(**self._arguments(values))
         return asyncio.run(_wait_for(result)) if inspect.isawaitable(result) else result
 
     def _one_each(self, result: Any, num_samples: int) -> list[Any]:

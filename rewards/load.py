@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from rewards.errors import RewardError, one_line
-from rewards.function import RESERVED, Options, RewardFn
+from rewards.function import RESERVED, Options, RewardFn, with_settings
 
 SHIPPED = {
     "math": "the answer equals column 'answer', as mathematics: 1 or 0",
@@ -28,6 +28,8 @@ SHIPPED = {
     "language": "share of the thinking's words that are in the target language",
     "length": "DAPO's soft punishment of overlong completions: 0 to -1",
     "repetition": "minus the share of repeated n-grams",
+    "judge": "what a model behind an OpenAI-compatible endpoint thinks of it: 0 to 1",
+    "reward_model": "what a sequence-classification model gives it: its raw score",
 }
 SAME_MEANING = (
     {"answer", "solution", "target", "label", "gold", "ground_truth", "final_answer", "expected"},
@@ -43,7 +45,7 @@ def load_reward(ref: str, /, *, base: Path | str | None = None, **settings: Any)
 
 def build_reward(ref: str, settings: Mapping[str, Any], base: Path | str | None = None) -> RewardFn:
     """load_reward with the settings as a mapping, so that a setting may have any name."""
-    fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings)
+    fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings, Path(base or "."))
     if problems:
         raise RewardError("\n".join(problems))
     return fn
@@ -57,7 +59,7 @@ def check_reward(
     A reward of the user's own is imported for this; the shipped ones are light.
     """
     try:
-        fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings)
+        fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings, Path(base or "."))
     except RewardError as error:
         return [str(error)]
     if columns is not None:
@@ -120,7 +122,7 @@ def _import_module(ref: str, name: str) -> ModuleType:
         ) from error
 
 
-def _describe(ref: str, function: Callable, settings: Mapping[str, Any]) -> tuple[RewardFn, list[str]]:
+def _describe(ref: str, function: Callable, settings: Mapping[str, Any], base: Path) -> tuple[RewardFn, list[str]]:
     """Reads a function's signature: which parameters are columns, which are settings, and what is wrong with either."""
     parameters = inspect.signature(function).parameters.values()
     is_batch = any(parameter.name == "completions" for parameter in parameters)
@@ -139,7 +141,7 @@ def _describe(ref: str, function: Callable, settings: Mapping[str, Any]) -> tupl
     values = {name: parameter.default for name, parameter in known.items()}
     for name, value in settings.items():
         if name in known:
-            values[name], problem = _as_annotated(function, name, value)
+            values[name], problem = _as_annotated(function, name, value, base)
             problems += [f"reward {ref!r}: setting {name}: {problem}"] if problem else []
         else:
             problems.append(f"reward {ref!r} has no setting {name!r}{_did_you_mean(name, known)}; {_listed('it has', known)}")
@@ -149,19 +151,26 @@ def _describe(ref: str, function: Callable, settings: Mapping[str, Any]) -> tupl
         problems.append(f"reward {ref!r}: {problem}")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     name = ref.rpartition(":")[2]
+    if options.scope == "group" and not is_batch:
+        problems.append(f"reward {ref!r} judges groups, so it needs a parameter completions: a list of all samples of a prompt")
+    if options.columns is not None and not problems:
+        columns += with_settings(options.columns, values)
     return RewardFn(name, ref, function, tuple(columns), tuple(optional), values, options, is_batch, takes_all), problems
 
 
-def _as_annotated(function: Callable, name: str, value: Any) -> tuple[Any, str | None]:
-    """A setting's value as its annotation wants it, or what is wrong with it. An annotation that can't be evaluated checks nothing."""
+def _as_annotated(function: Callable, name: str, value: Any, base: Path) -> tuple[Any, str | None]:
+    """A setting's value as its annotation wants it, or what is wrong with it. An annotation that can't be evaluated checks nothing.
+
+    pydantic's validators in an annotation find the recipe's folder as info.context["base"].
+    """
     try:
-        annotation = typing.get_type_hints(function)[name]
+        annotation = typing.get_type_hints(function, include_extras=True)[name]
     except Exception:  # evaluating somebody's annotations
         return value, None
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(annotation).validate_python(value), None
+        return TypeAdapter(annotation).validate_python(value, context={"base": base}), None
     except ValidationError as error:
         return value, f"{error.errors()[0]['msg']}, found {value!r}"
 

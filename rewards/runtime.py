@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from rewards.errors import RewardError, one_line
-from rewards.function import RewardFn
+from rewards.function import RewardFn, with_settings
 from rewards.load import build_reward, missing_column
 from rewards.processes import Processes
-from rewards.worker import Outcome, late, load_all, score_batch, score_some
+from rewards.worker import Outcome, late, load_all, load_failure, score_batch, score_some
 
 CHUNK_SAMPLES = 64
 CHUNK_BUDGET_S = 1.0
 GRACE_S = 0.5
-START_DEADLINE_S = 120.0
+ANSWER_S = 30.0
 NOT_ASKED = "a column is missing"
 COUNTED = ("error", "timeout", "undecidable", "abstained")
 
@@ -38,15 +38,19 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class ScoreInput:
-    """One sample: the prompt's columns and the reserved names (completion, prompt, finish, tokens, ...), by name."""
+    """One sample: the prompt's columns and the reserved names (completion, prompt, finish, tokens, ...), by name.
+
+    group: equal for samples of one prompt, for rewards that judge groups; by default the column prompt_id says so.
+    """
 
     columns: Mapping[str, Any]
+    group: Hashable = None
 
 
 @dataclass(frozen=True)
 class Scored:
     """reward is the weighted sum of the parts that are not None; None where a required part is, or all are. notes say why a part is odd:
-    "undecidable", "timeout", "abstained" or "error: ..."."""
+    "undecidable", "timeout", "abstained" or "error: ...", or what the reward itself noted ("abstained: ..." where it gave no number)."""
 
     reward: float | None
     parts: Mapping[str, float | None]
@@ -65,7 +69,8 @@ class _Job:
 class RewardRuntime:
     """Several rewards, summed. Processes start with the first score; use it as a context manager, or close it.
 
-    deadline_s   what one sample may take with one reward. A batch reward gets one call for all n samples, and n/16 times as long.
+    deadline_s   what one sample may take with one reward. A batch reward gets one call for all n samples, and n/16 times as long; one that
+                 judges groups, a call for each prompt's n samples.
     processes    how many score at the same time
     base         the folder that paths in refs are relative to
     memory_gib   what a process may allocate
@@ -97,23 +102,47 @@ class RewardRuntime:
                 self.required.add(name)
         self.first_error: dict[str, str] = {}
         self._deadline_s, self._num_processes = deadline_s, processes
-        uses = [(name, spec.ref, dict(spec.settings)) for name, spec in self.specs.items()]
-        self._processes = Processes(processes, prepare=load_all, prepare_args=(uses, base), memory_gib=memory_gib)
+        shared = [name for name, fn in self.rewards.items() if not fn.options.alone]
+        self._processes = Processes(processes, prepare=load_all, prepare_args=(self._uses(shared), base), memory_gib=memory_gib)
+        self._own_process = {
+            name: Processes(1, prepare=load_all, prepare_args=(self._uses([name]), base), memory_gib=None)
+            for name in self.rewards
+            if name not in shared
+        }
         self._counts: Counter[tuple[str, str]] = Counter()
         self._columns_seen: set[str] = set()
         self._lock = threading.Lock()
 
-    def score(self, inputs: Sequence[ScoreInput]) -> list[Scored]:
-        """Scores one step's samples. A reward that fails on every one of them is broken: RewardError, with its first traceback."""
+    def score(self, inputs: Sequence[ScoreInput], weights: Mapping[str, float] | None = None) -> list[Scored]:
+        """Scores one step's samples. A reward that fails on every one of them is broken: RewardError, with its first traceback.
+
+        weights: those in force now, by name; rewards that are not among them are not run and have no part. By default all, as specified.
+        """
+        weights = {name: spec.weight for name, spec in self.specs.items()} if weights is None else weights
         if not inputs:
             return []
         with self._lock:
             rows = [sample.columns for sample in inputs]
-            outcomes: dict[str, list[Outcome | None]] = {name: [None] * len(rows) for name in self.rewards}
-            self._run(rows, [job for name in self.rewards for job in self._plan(name, rows, outcomes[name])], outcomes)
-            for name in self.rewards:
+            outcomes: dict[str, list[Outcome | None]] = {name: [None] * len(rows) for name in self.rewards if name in weights}
+            self._run(rows, [job for name in outcomes for job in self._plan(name, inputs, outcomes[name])], outcomes)
+            for name in outcomes:
                 self._count(name, outcomes[name])
-            return [self._sum({name: outcomes[name][index] for name in self.rewards}) for index in range(len(rows))]
+            return [self._sum({name: outcomes[name][index] for name in outcomes}, weights) for index in range(len(rows))]
+
+    def load(self) -> None:
+        """Starts the processes that rewards have to themselves, so that a model that can't be loaded is known now: RewardError."""
+        with self._lock:
+            waiting = {name: own.submit(load_failure, name, deadline_s=ANSWER_S) for name, own in self._own_process.items()}
+            for name, future in waiting.items():
+                limit_s = self.rewards[name].options.prepare_s
+                try:
+                    failed = future.result(timeout=limit_s)
+                except (BrokenProcessPool, OSError, TimeoutError) as error:
+                    raise RewardError(
+                        f"the process of reward {name!r} hangs (for {limit_s:g} s) or dies while loading: {one_line(error)}"
+                    ) from None
+                if failed is not None:
+                    raise RewardError(f"reward {name!r} cannot be loaded: {failed.trace}")
 
     def expect_columns(self, names: Iterable[str]) -> None:
         """Columns that some rows to come will have: a reward that needs one of them abstains on rows without, and is not misspelt."""
@@ -128,7 +157,8 @@ class RewardRuntime:
 
     def close(self) -> None:
         """Kills the processes, whatever they are doing."""
-        self._processes.close()
+        for processes in (self._processes, *self._own_process.values()):
+            processes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,9 +166,12 @@ class RewardRuntime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _plan(self, name: str, rows: Sequence[Mapping[str, Any]], outcomes: list[Outcome | None]) -> list[_Job]:
+    def _uses(self, names: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+        return [(name, self.specs[name].ref, dict(self.specs[name].settings)) for name in names]
+
+    def _plan(self, name: str, inputs: Sequence[ScoreInput], outcomes: list[Outcome | None]) -> list[_Job]:
         """The jobs of one reward. Rows without a column it needs (mixed data) abstain; where no row has ever had it, it is misspelt."""
-        fn, ready = self.rewards[name], []
+        fn, ready, rows = self.rewards[name], [], [sample.columns for sample in inputs]
         for index, row in enumerate(rows):
             self._columns_seen.update(row)
             if fn.missing(row):
@@ -147,6 +180,8 @@ class RewardRuntime:
                 ready.append(index)
         if not ready and (missing := fn.missing(self._columns_seen)):
             raise RewardError(f"reward {name!r}: {missing_column(missing[0], self._columns_seen)}")
+        if fn.options.scope == "group":
+            return [_Job(name, group, is_last=True) for group in _groups(name, inputs, ready)]
         if fn.is_batch:
             return [_Job(name, ready, is_last=True)] if ready else []
         size = max(1, min(CHUNK_SAMPLES, -(-len(ready) // self._num_processes)))
@@ -160,7 +195,7 @@ class RewardRuntime:
             while queue:
                 job = queue.popleft()
                 running[self._submit(job, rows)] = job
-            done, _ = wait(running, timeout=START_DEADLINE_S + self._batch_deadline_s(len(rows)), return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=max(map(self._patience_s, running.values())), return_when=FIRST_COMPLETED)
             is_broken = not done
             for future in done:
                 job = running.pop(future)
@@ -173,19 +208,20 @@ class RewardRuntime:
             if is_broken:
                 queue.extend(running.values())
                 running.clear()
-                self._processes.close()
+                self.close()
             if num_broken == 3:
                 raise RewardError(f"the processes of rewards {', '.join(self.rewards)} hang or die while loading")
 
     def _submit(self, job: _Job, rows: Sequence[Mapping[str, Any]]) -> Future:
         fn = self.rewards[job.name]
         samples = [fn.pick(rows[index]) for index in job.indices]
+        processes = self._own_process.get(job.name, self._processes)
         if fn.is_batch:
-            limit_s = self._batch_deadline_s(len(samples))
-            return self._processes.submit(score_batch, job.name, samples, limit_s, deadline_s=limit_s + GRACE_S)
+            limit_s = self._batch_deadline_s(fn, len(samples))
+            return processes.submit(score_batch, job.name, samples, limit_s, deadline_s=limit_s + GRACE_S)
         budget_s = 0.0 if job.is_last else min(CHUNK_BUDGET_S, self._deadline_s)
         limit_s = self._deadline_s + budget_s + GRACE_S
-        return self._processes.submit(score_some, job.name, samples, self._deadline_s, budget_s, deadline_s=limit_s)
+        return processes.submit(score_some, job.name, samples, self._deadline_s, budget_s, deadline_s=limit_s)
 
     def _settle(self, job: _Job, future: Future, outcomes: list[Outcome | None]) -> list[_Job]:
         """Files the outcomes of a finished job, and returns the jobs for samples that have none yet."""
@@ -206,13 +242,20 @@ class RewardRuntime:
         """What a job that came back without outcomes means for its samples."""
         fn = self.rewards[job.name]
         if isinstance(error, TimeoutError):
-            return late(fn, self._batch_deadline_s(len(job.indices)) if fn.is_batch else self._deadline_s)
+            return late(fn, self._batch_deadline_s(fn, len(job.indices)) if fn.is_batch else self._deadline_s)
         code = getattr(error, "exitcode", None)
         what = one_line(error) if code is None else f"its process died (exit code {code})"
         return Outcome(None, "error", what, what)
 
-    def _batch_deadline_s(self, num_samples: int) -> float:
+    def _batch_deadline_s(self, fn: RewardFn, num_samples: int) -> float:
+        if fn.options.deadline is not None:
+            return with_settings(fn.options.deadline, fn.settings)
         return self._deadline_s * max(1.0, num_samples / 16)
+
+    def _patience_s(self, job: _Job) -> float:
+        """After what time without any result processes are taken for broken."""
+        fn = self.rewards[job.name]
+        return fn.options.prepare_s + self._batch_deadline_s(fn, len(job.indices))
 
     def _count(self, name: str, outcomes: Sequence[Outcome | None]) -> None:
         errors = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome and outcome.status == "error"]
@@ -223,13 +266,27 @@ class RewardRuntime:
             raise RewardError(f"reward {name!r} failed on all {num_asked} samples; the first, sample {errors[0][0]}:\n{errors[0][1].trace}")
         self._counts.update((name, outcome.status) for outcome in outcomes if outcome and outcome.status in COUNTED)
 
-    def _sum(self, outcomes: Mapping[str, Outcome | None]) -> Scored:
+    def _sum(self, outcomes: Mapping[str, Outcome | None], weights: Mapping[str, float]) -> Scored:
         parts = {name: outcome.value if outcome else None for name, outcome in outcomes.items()}
-        notes = {name: _note(outcome) for name, outcome in outcomes.items() if outcome and outcome.status != "scored"}
-        dropped = all(value is None for value in parts.values()) or any(parts[name] is None for name in self.required)
-        total = None if dropped else sum(self.specs[name].weight * value for name, value in parts.items() if value is not None)
+        notes = {name: note for name, outcome in outcomes.items() if outcome and (note := _note(outcome))}
+        dropped = all(value is None for value in parts.values()) or any(parts[name] is None for name in self.required & parts.keys())
+        total = None if dropped else sum(weights[name] * value for name, value in parts.items() if value is not None)
         return Scored(total, parts, notes)
 
 
 def _note(outcome: Outcome) -> str:
-    return f"error: {outcome.detail}" if outcome.status == "error" else outcome.status
+    if outcome.status == "scored":
+        return outcome.detail
+    said = outcome.detail if outcome.status in ("error", "abstained") and outcome.detail != NOT_ASKED else ""
+    return f"{outcome.status}: {said}" if said else outcome.status
+
+
+def _groups(name: str, inputs: Sequence[ScoreInput], indices: Sequence[int]) -> list[list[int]]:
+    """Those of ``indices`` that belong to one prompt, together."""
+    groups: dict[Hashable, list[int]] = {}
+    for index in indices:
+        key = inputs[index].columns.get("prompt_id") if inputs[index].group is None else inputs[index].group
+        if key is None:
+            raise RewardError(f"reward {name!r} judges groups, and sample {index} does not say whose prompt's it is: prompt_id is missing")
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 import traceback
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rewards.errors import RewardError, Undecidable, one_line
-from rewards.function import RewardFn, as_score
+from rewards.function import Noted, RewardFn, with_settings
 from rewards.load import build_reward
 
 Status = Literal["scored", "abstained", "undecidable", "timeout", "error"]
@@ -27,6 +28,9 @@ class Outcome(NamedTuple):
     trace: str = ""
 
 
+BLOCKED_S = 0.25
+"""How long after the deadline coroutines that all waited would have ended."""
+
 _rewards: dict[str, RewardFn | Outcome] = {}
 
 
@@ -36,19 +40,76 @@ def load_all(uses: Sequence[tuple[str, str, Mapping[str, Any]]], base: Path) -> 
         try:
             _rewards[name] = fn = build_reward(ref, settings, base)
             if fn.options.prepare is not None:
-                fn.options.prepare()
+                with_settings(fn.options.prepare, fn.settings)
         except BaseException as error:
             _rewards[name] = failure(error)
 
 
+def load_failure(name: str) -> Outcome | None:
+    """What went wrong with loading a reward; None where it is there."""
+    fn = _rewards[name]
+    return fn if isinstance(fn, Outcome) else None
+
+
 def score_some(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: float, budget_s: float) -> list[Outcome]:
-    """Scores samples in order until the time budget is used up: at least the first, perhaps not all."""
+    """Scores samples in order until the time budget is used up: at least the first, perhaps not all. Coroutines run all at once."""
     fn, end, outcomes = _rewards[name], time.monotonic() + budget_s, []
+    if isinstance(fn, Outcome):
+        return [fn] * len(samples)
+    if fn.is_async:
+        return _score_together(fn, samples, deadline_s)
     for values in samples:
-        outcomes.append(fn if isinstance(fn, Outcome) else _outcome(fn, partial(fn.call_one, values), deadline_s))
+        outcomes.append(_outcome(fn, partial(_read_one, fn, values), deadline_s))
         if time.monotonic() >= end:
             break
     return outcomes
+
+
+def _read_one(fn: RewardFn, values: Mapping[str, Any]) -> Noted:
+    return fn.read(fn.call_one(values))
+
+
+def _score_together(fn: RewardFn, samples: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Outcome]:
+    """Awaits all samples at once, each with its own deadline.
+
+    Where one of several kept the others from running, TimeoutError: whose doing it was shows when they run one by one.
+    """
+    try:
+        with _alarm(deadline_s + BLOCKED_S):
+            results, longest_pause_s = asyncio.run(_await_all(fn, samples, deadline_s))
+        was_blocked = longest_pause_s > deadline_s / 4 and any(isinstance(result, _LateError) for result in results)
+    except BaseException as error:  # the alarm, or sys.exit() in a coroutine
+        results, was_blocked = [error] * len(samples), True
+    if was_blocked and len(samples) > 1:
+        raise TimeoutError("a coroutine kept the others from running")
+    return [_outcome(fn, partial(fn.read, result), deadline_s) for result in results]
+
+
+async def _await_all(fn: RewardFn, samples: Sequence[Mapping[str, Any]], deadline_s: float) -> tuple[list[Any], float]:
+    """What each sample's coroutine returned or raised (late: _LateError), and the longest time in seconds in which none could run."""
+
+    async def result_of(values: Mapping[str, Any]) -> Any:
+        try:
+            async with asyncio.timeout(deadline_s) as limit:
+                return await fn.await_one(values)
+        except TimeoutError:
+            if limit.expired():
+                raise _LateError from None
+            raise
+
+    longest_pause_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_pause_s
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(0.02)
+            longest_pause_s, before = max(longest_pause_s, time.monotonic() - before), time.monotonic()
+
+    watching = asyncio.create_task(watch())
+    results = await asyncio.gather(*map(result_of, samples), return_exceptions=True)
+    watching.cancel()
+    return results, longest_pause_s
 
 
 def score_batch(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Outcome]:
@@ -63,7 +124,7 @@ def score_batch(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: flo
         return [late(fn, deadline_s)] * len(samples)
     except BaseException as error:
         return [failure(error)] * len(samples)
-    return [_outcome(fn, partial(as_score, value, fn.name, index), deadline_s) for index, value in enumerate(results)]
+    return [_outcome(fn, partial(fn.read, value, index), deadline_s) for index, value in enumerate(results)]
 
 
 def late(fn: RewardFn, deadline_s: float) -> Outcome:
@@ -100,14 +161,14 @@ def _alarm(deadline_s: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _outcome(fn: RewardFn, call: Callable[[], float | None], deadline_s: float) -> Outcome:
+def _outcome(fn: RewardFn, call: Callable[[], Noted], deadline_s: float) -> Outcome:
     try:
         with _alarm(deadline_s):
-            value = call()
+            value, note = call()
     except _LateError:
         return late(fn, deadline_s)
     except Undecidable as error:
         return Outcome(fn.undecidable, "undecidable", str(error))
     except BaseException as error:  # math-verify's TimeoutException and sys.exit() are no Exceptions
         return failure(error)
-    return Outcome(value, "abstained" if value is None else "scored")
+    return Outcome(value, "abstained" if value is None else "scored", note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+ROLES = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 
 settings.register_profile("toolkit", deadline=None, max_examples=60)
 settings.load_profile("toolkit")
@@ -40,6 +43,33 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 
     config = LlamaConfig(**_sizes(tokenizer), num_key_value_heads=1, tie_word_embeddings=False)
     return _saved(LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture(scope="session")
+def make_reward_model(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Callable[..., Path]:
+    """A Qwen2 with a head for num_labels scores, saved with the tokenizer of the other tests."""
+
+    def make(num_labels: int = 1, chat_template: str | None = ROLES, nan_token: int | None = None) -> Path:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+        folder = tmp_path_factory.mktemp("reward_model")
+        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+        config = Qwen2Config(
+            vocab_size=len(tokenizer), **sizes, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            network = Qwen2ForSequenceClassification(config)
+        if nan_token is not None:
+            network.model.embed_tokens.weight.data[nan_token] = float("nan")
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if chat_template:
+            (folder / "chat_template.jinja").write_text(chat_template)
+        return folder
+
+    return make
 
 
 def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -87,4 +87,5 @@ def row_of(group: Group, sample: Sample, source: str) -> dict[str, Any]:
         "source": source,
         "prompt_id": group.prompt.id,
         "parts": dict(sample.parts),
+        **({"notes": dict(sample.notes)} if sample.notes else {}),
     }

@@ -26,7 +26,7 @@ from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.keeping import Keeper
-from grpo.stages.scoring import score_groups
+from grpo.stages.scoring import score_groups, weights_at
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
@@ -143,6 +143,7 @@ class _Loop:
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.errors_said: set[str] = set()
+        self.weights: dict[str, float] = {}
 
     def drawing(self, first: int = 0, kept: Sequence[Drawn] = ()) -> Ahead:
         """The thread that draws the samples of all steps from ``first`` on, by the engines' weights and newer ones; steps are made ``with`` it."""
@@ -170,7 +171,8 @@ class _Loop:
         with clock("checkpoint"):
             self.finish_checkpoint()  # the trainer wrote it while samples were drawn
         with clock("reward"):
-            groups = score_groups(self.rewards, chosen, drawn.completions)
+            self.weights = self.weights_of(step)
+            groups = score_groups(self.rewards, chosen, drawn.completions, self.weights)
             self.say_new_reward_errors()
         with clock("update"):
             advantages_PG = self.advantages(groups)
@@ -186,6 +188,7 @@ class _Loop:
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
+            **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
             "rollout/tokens_per_s": drawn.tokens_per_s,
             "sync/version": self.version,
             **({"sync/tensors": receipts[0].num_tensors} if receipts else {}),
@@ -197,6 +200,16 @@ class _Loop:
             with clock("eval"):
                 metrics |= posted.found.result()
         return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
+
+    def weights_of(self, step: int) -> dict[str, float]:
+        """The rewards' weights in a step: those of the update that it begins with, whatever else has happened in the run."""
+        updates = self.stage.updates_per_rollout
+        for use in self.stage.rewards:
+            weight = use.weight_at(step * updates)
+            if use.is_scheduled and (step == 0 or weight != use.weight_at((step - 1) * updates)):
+                how = f"has weight {weight:g}" if weight else "has weight 0 and is not run"
+                self.work.progress.say(f"  from step {step + 1} on: reward {use.part!r} {how}")
+        return weights_at(self.stage.rewards, step * updates)
 
     def prompts_of(self, step: int) -> list[Prompt]:
         return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
@@ -253,7 +266,7 @@ class _Loop:
             divergence_B = self.trainer.sequence_divergence(batch)
             penalty_PG = np.zeros((len(groups), len(groups[0].samples)))
             penalty_PG[_judged(groups)] = self.algorithm.kl_coef * divergence_B
-        return group_advantages(self.algorithm, groups, {name: spec.weight for name, spec in self.rewards.specs.items()}, penalty_PG)
+        return group_advantages(self.algorithm, groups, self.weights, penalty_PG)
 
     def masked(self, batch: Batch, groups: Sequence[Group]) -> Batch:
         """Without the tokens that the algorithm leaves out: of truncated completions, of groups without advantage."""
@@ -440,6 +453,7 @@ def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list
             "completion_tokens": sample.completion.num_tokens,
             "reward": sample.reward,
             "parts": dict(sample.parts),
+            **({"notes": dict(sample.notes)} if sample.notes else {}),
             "advantage": float(advantage),
             "version": sample.completion.version,
         }

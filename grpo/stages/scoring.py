@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from grpo.config import RewardUse
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, ScoreInput
 from rollout.types import Completion, Prompt
@@ -21,18 +22,34 @@ def score_inputs(prompts: Sequence[Prompt], completions: Sequence[Sequence[Compl
                 "finish": completion.finish,
                 "tokens": completion.tokens,
                 "num_tokens": completion.num_tokens,
-            }
+            },
+            group=number,
         )
-        for prompt, drawn in zip(prompts, completions, strict=True)
+        for number, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True))
         for completion in drawn
     ]
 
 
-def score_groups(runtime: RewardRuntime, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> list[Group]:
-    """Group i holds prompt i and its samples, each with its reward and parts: sample j is completion j of prompt i."""
-    scored = iter(runtime.score(score_inputs(prompts, completions)))
+def score_groups(
+    runtime: RewardRuntime,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    weights: Mapping[str, float] | None = None,
+) -> list[Group]:
+    """Group i holds prompt i and its samples, each with its reward and parts: sample j is completion j of prompt i.
+
+    weights: those of the rewards to run, by name; by default all, as specified.
+    """
+    scored = iter(runtime.score(score_inputs(prompts, completions), weights))
     groups = []
     for prompt, drawn in zip(prompts, completions, strict=True):
         judged = [(completion, next(scored)) for completion in drawn]
-        groups.append(Group(prompt, tuple(Sample(prompt.id, completion, score.reward, score.parts) for completion, score in judged)))
+        samples = (Sample(prompt.id, completion, score.reward, score.parts, score.notes) for completion, score in judged)
+        groups.append(Group(prompt, tuple(samples)))
     return groups
+
+
+def weights_at(uses: Sequence[RewardUse], update: int) -> dict[str, float]:
+    """The weights in force once so many updates are made. A reward whose schedule is at 0 is left out, and so not run; one whose only
+    weight is 0 is run and watched."""
+    return {use.part: use.weight_at(update) for use in uses if use.weight_at(update) != 0 or not use.is_scheduled}

@@ -177,8 +177,10 @@ class Workplace:
     def try_rewards(self, rewards: RewardRuntime, prompts: Sequence[Prompt]) -> None:
         """Before anything is trained: gold answers must score 1 and other rows' answers 0, by the very processes that will judge.
 
-        Raises DataError with the rows for which that is not so.
+        Raises DataError with the rows for which that is not so, and RewardError where a reward's model can't be loaded.
         """
+        self.progress.doing("loading the rewards")
+        rewards.load()
         rows = [prompt.columns for prompt in prompts]
         rewards.expect_columns({name for row in rows for name in row})
         problems = []
@@ -204,7 +206,7 @@ class Workplace:
         return f"<{tags.think}> see below </{tags.think}> <{tags.answer}> {written} </{tags.answer}>"
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
-        return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)
+        return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required)
 
     def close(self) -> None:
         if self._pool is not None:

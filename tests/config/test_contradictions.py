@@ -30,6 +30,25 @@ Problems = Callable[..., list[str]]
         ("stages.reason={lora: {}, refresh_reference_every: 9}", "with lora the reference is the weights below the adapters"),
         ("stages.reason.eval_every=5", "eval_every needs a held-out set: write evaluation: {prompts: ...}"),
         ("stages.reason.rewards.0.weight=0", "all rewards have weight 0, so every advantage would be 0"),
+        ("stages.reason.rewards.0.weight=[[3, 1]]", "from update 0 on all rewards have weight 0"),
+        ("stages.reason.rewards.0.weight=[[0, 1], [6, 0]]", "from update 6 on all rewards have weight 0, so every advantage would be 0"),
+        ("stages.reason.rewards=[{use: math}, {use: format, weight: [[9, 1], [3, 0]]}]", "weight changes must grow; found [9, 3]"),
+        ("stages.reason.rewards=[{use: math}, {use: format, weight: [[3, 1], [3, 2]]}]", "weight changes must grow; found [3, 3]"),
+        (
+            "stages.reason.rewards=[{use: math}, {use: format, weight: [[12, 1]]}]",
+            "at update 12, and the stage's last step begins after 11",
+        ),
+        (
+            "stages.reason.rewards=[{use: math}, {use: format, weight: [[3]]}]",
+            "is a list of [update, weight], such as [[0, 1.0], [400, 0.5]]",
+        ),
+        ("stages.reason.rewards=[{use: math}, {use: format, weight: [[0.5, 1]]}]", "with whole updates from 0 on"),
+        ("stages.reason.rewards=[{use: math}, {use: format, weight: []}]", "is a list of [update, weight]"),
+        (
+            "stages.harvest.rewards.0.weight=[[0, 1]]",
+            "the weight of reward 'math' changes with the number of updates, and there are none here",
+        ),
+        ("evaluation={prompts: sums, accuracy: {use: math, weight: [[0, 1]]}}", "and there are none here; write a number"),
         ("stages.reason.rewards=[{use: math}, {use: math}]", "two rewards are called 'math'; give one another name: ..."),
         ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
         (
@@ -95,7 +114,15 @@ def test_a_contradiction_stands_at_the_line_of_a_setting_that_makes_it(problems:
     assert line.startswith("r.yaml:14: stages.reason.warmup_updates: warmup_updates 13 is more than the stage's 12 updates")
 
 
-@pytest.mark.parametrize("override", ["stages.reason.clip_low=1", "stages.reason.warmup_updates=12", "stages.harvest.top_p=0.9"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stages.reason.clip_low=1",
+        "stages.reason.warmup_updates=12",
+        "stages.harvest.top_p=0.9",
+        "stages.reason.rewards=[{use: math, weight: [[0, 1], [5, 0]]}, {use: format, weight: [[5, 0.5], [11, 1]]}]",
+    ],
+)
 def test_the_edge_of_what_is_allowed_is_allowed(override: str, problems: Problems, sound: str) -> None:
     assert problems(sound, override) == []
 

@@ -59,3 +59,13 @@ def test_equal_golds_in_other_words_are_no_wrong_answers(runtime: RewardRuntime)
 def test_without_a_required_reward_there_is_nothing_to_check() -> None:
     with RewardRuntime([RewardSpec("format")]) as runtime:
         assert canary_problems(runtime, ROWS, render) == []
+
+
+def test_an_opinion_is_not_held_to_gold_answers() -> None:
+    """Nobody listens at this address: a judge that were asked would fail. Nor is a required reward without the answer a matter of gold."""
+    judge = RewardSpec("judge", settings={"base_url": "http://127.0.0.1:9/v1", "model": "m"}, required=True)
+    with RewardRuntime([judge, RewardSpec("format", required=True)]) as runtime:
+        assert canary_problems(runtime, ROWS, render) == []
+        assert canary_problems(runtime, ROWS, render, name="judge") == []
+    with RewardRuntime([judge, RewardSpec("math")]) as runtime:
+        assert len(canary_problems(runtime, ROWS, lambda answer: f"The answer is {answer}")) == 8

@@ -29,16 +29,32 @@ MINE = """
 
 
 def test_the_packages_import_loads_nothing_heavy() -> None:
-    heavy = ["torch", "ray", "numpy", "sympy", "math_verify", "pebble", "py3langid", "pydantic", "grpo", "rollout"]
+    heavy = [
+        "torch",
+        "ray",
+        "transformers",
+        "httpx2",
+        "numpy",
+        "sympy",
+        "math_verify",
+        "pebble",
+        "py3langid",
+        "pydantic",
+        "grpo",
+        "rollout",
+    ]
     code = f"import sys, rewards; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert found.stdout.strip() == "[]"
 
 
+NEEDED = {"length": {"max_tokens": 10}, "judge": {"base_url": "http://localhost/v1", "model": "m"}, "reward_model": {"model": "org/name"}}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_reward_loads(name: str) -> None:
-    fn = load_reward(name, **({"max_tokens": 10} if name == "length" else {}))
-    assert fn.name == name and fn.required == (name == "math") and not fn.is_batch
+    fn = load_reward(name, **NEEDED.get(name, {}))
+    assert fn.name == name and fn.required == (name == "math") and fn.is_batch == (name in ("judge", "reward_model"))
 
 
 def test_a_reward_knows_its_columns_settings_and_options(reward_file: Callable[..., Path]) -> None:

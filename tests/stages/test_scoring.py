@@ -10,8 +10,9 @@ import pytest
 
 from grpo.algorithm import GRPO
 from grpo.algorithm.advantages import group_centre
+from grpo.config import RewardUse
 from grpo.stages.rl import group_advantages
-from grpo.stages.scoring import score_groups, score_inputs
+from grpo.stages.scoring import score_groups, score_inputs, weights_at
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
@@ -70,3 +71,37 @@ def test_advantages_are_of_each_group_alone_and_leave_out_unjudged_samples() -> 
     assert group_advantages(GRPO, groups, {}).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
     centred = replace(GRPO, advantage=group_centre)
     assert group_advantages(centred, groups, {}).tolist() == [[1, -1, 0], [3, -4, 1]]
+
+
+def test_a_scheduled_weight_is_a_step_function_of_the_updates_made() -> None:
+    use = RewardUse(use="judge", weight=[[2, 1.0], [5, 0.25]])
+    assert [use.weight_at(update) for update in range(7)] == [0, 0, 1, 1, 1, 0.25, 0.25]
+    assert RewardUse(use="judge", weight=0.5).weight_at(10**6) == 0.5
+
+
+def test_a_schedule_at_zero_leaves_a_reward_out_and_a_plain_zero_watches() -> None:
+    uses = [RewardUse(use="math"), RewardUse(use="format", weight=0.0), RewardUse(use="./mine.py:near", name="late", weight=[[3, 2.0]])]
+    assert weights_at(uses, 2) == {"math": 1.0, "format": 0.0}
+    assert weights_at(uses, 3) == {"math": 1.0, "format": 0.0, "late": 2.0}
+
+
+def test_a_reward_that_is_left_out_is_not_run_and_drops_nobody(base: Path) -> None:
+    """near abstains on "?", and required it would drop that sample; left out, it has no part and no say."""
+    specs = [RewardSpec("./mine.py:near", required=True), RewardSpec("./mine.py:drawn")]
+    with RewardRuntime(specs, base=base) as runtime:
+        groups = score_groups(runtime, PROMPTS, DRAWN, {"drawn": 0.5})
+        assert [dict(sample.parts) for sample in groups[0].samples] == [{"drawn": 110}, {"drawn": 120}, {"drawn": 130}]
+        assert [sample.reward for sample in groups[0].samples] == [55, 60, 65]
+        groups = score_groups(runtime, PROMPTS, DRAWN, {"near": 2.0})
+        assert [sample.reward for sample in groups[0].samples] == [0, -4, None]
+        assert groups[0].samples[2].notes == {"near": "abstained"}
+
+
+def test_per_reward_advantages_count_the_rewards_in_force(base: Path) -> None:
+    """Of (10, 12) against 10 only near is in force: 0 and -2 are 1/sqrt(2) deviations from their mean, times the weight 3."""
+    specs = [RewardSpec("./mine.py:near"), RewardSpec("./mine.py:drawn")]
+    weights = {"near": 3.0}
+    with RewardRuntime(specs, base=base) as runtime:
+        groups = score_groups(runtime, PROMPTS[:1], [DRAWN[0][:2]], weights)
+    half = 3 / math.sqrt(2)
+    assert group_advantages(replace(GRPO, per_reward=True), groups, weights).ravel().tolist() == pytest.approx([half, -half])
