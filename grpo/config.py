@@ -92,6 +92,8 @@ class RewardUse(Strict):
     name: str | None = Field(None, description="how metrics call it; the reference's own name by default")
     weight: float = 1.0
     required: bool | None = Field(None, description="drop a sample that this reward cannot judge (math does by default)")
+    on_error: Literal["skip", "stop"] = Field("skip", description="skip: go on without the samples on which it fails; stop: end the run")
+    max_error_frac: Fraction = Field(0.5, description="with skip: the run ends where it fails on more than this share of a step's samples")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -33,12 +33,16 @@ class Options:
     undecidable    what a sample scores that makes the function raise Undecidable, or run past its deadline; None abstains
     check          from the settings to a problem in one line, or None
     prepare        called once in each process before the first call, outside of any deadline: imports that take long
+    check_gold     from a gold answer to what is wrong with its form in one line, or None; asked before training, by the canary
+    by_model       a model gives it, so a policy can learn to please it: watched against the rewards that follow rules
     """
 
     required: bool = False
     undecidable: float | None = None
     check: Callable[..., str | None] | None = None
     prepare: Callable[[], Any] | None = None
+    check_gold: Callable[[str], str | None] | None = None
+    by_model: bool = False
 
 
 def reward(function: Callable | None = None, /, **options: Any) -> Callable:

@@ -27,13 +27,20 @@ COUNTED = ("error", "timeout", "undecidable", "abstained")
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One reward of a sum. ``name``: how metrics call it; ``required`` None: as the reward itself says."""
+    """One reward of a sum.
+
+    name             how metrics call it; by default as the function is called
+    required         None: as the reward itself says
+    max_error_frac   the share of a step's samples on which it may fail (an error, or a deadline missed by no fault of the completion);
+                     more than that, or an error on all, is a RewardError
+    """
 
     ref: str
     name: str | None = None
     weight: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     required: bool | None = None
+    max_error_frac: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,12 @@ class ScoreInput:
 @dataclass(frozen=True)
 class Scored:
     """reward is the weighted sum of the parts that are not None; None where a required part is, or all are. notes say why a part is odd:
-    "undecidable", "timeout", "abstained" or "error: ..."."""
+    "undecidable", "timeout", "abstained" or "error: ...". seconds is what each part took, where that is known."""
 
     reward: float | None
     parts: Mapping[str, float | None]
     notes: Mapping[str, str]
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,11 +108,13 @@ class RewardRuntime:
         uses = [(name, spec.ref, dict(spec.settings)) for name, spec in self.specs.items()]
         self._processes = Processes(processes, prepare=load_all, prepare_args=(uses, base), memory_gib=memory_gib)
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._seconds: dict[str, list[float]] = {name: [] for name in self.rewards}
         self._columns_seen: set[str] = set()
         self._lock = threading.Lock()
 
     def score(self, inputs: Sequence[ScoreInput]) -> list[Scored]:
-        """Scores one step's samples. A reward that fails on every one of them is broken: RewardError, with its first traceback."""
+        """Scores one step's samples. A reward that raises on all of them, or fails on more than its max_error_frac, is broken: RewardError,
+        with its first traceback."""
         if not inputs:
             return []
         with self._lock:
@@ -121,6 +131,21 @@ class RewardRuntime:
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {name: {status: counts[name, status] for status in COUNTED} for name in self.rewards}
+
+    @property
+    def seconds(self) -> dict[str, list[float]]:
+        """{name: what each sample took} since this was last read; without samples that it was not asked about."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, {name: [] for name in self.rewards}
+        return seconds
+
+    @property
+    def accuracy(self) -> str | None:
+        """The name of the reward that says whether an answer is right: the first rule that is required, else the first that reads a
+        column answer. None where there is none."""
+        rules = [name for name, fn in self.rewards.items() if not fn.options.by_model]
+        readers = [name for name in rules if "answer" in (*self.rewards[name].columns, *self.rewards[name].optional)]
+        return next((name for name in rules if name in self.required), next(iter(readers), None))
 
     def close(self) -> None:
         """Kills the processes, whatever they are doing."""
@@ -202,7 +227,8 @@ class RewardRuntime:
         """What a job that came back without outcomes means for its samples."""
         fn = self.rewards[job.name]
         if isinstance(error, TimeoutError):
-            return late(fn, self._batch_deadline_s(len(job.indices)) if fn.is_batch else self._deadline_s)
+            limit_s = self._batch_deadline_s(len(job.indices)) if fn.is_batch else self._deadline_s
+            return late(fn, limit_s)._replace(seconds=limit_s / len(job.indices))
         code = getattr(error, "exitcode", None)
         what = one_line(error) if code is None else f"its process died (exit code {code})"
         return Outcome(None, "error", what, what)
@@ -211,20 +237,32 @@ class RewardRuntime:
         return self._deadline_s * max(1.0, num_samples / 16)
 
     def _count(self, name: str, outcomes: Sequence[Outcome | None]) -> None:
-        errors = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome and outcome.status == "error"]
+        failed = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome and outcome.status in ("error", "timeout")]
+        errors = [(index, outcome) for index, outcome in failed if outcome.status == "error"]
         if errors and name not in self.first_error:
             self.first_error[name] = f"reward {name!r}, sample {errors[0][0]}: {errors[0][1].trace}"
-        num_asked = sum(1 for outcome in outcomes if outcome and outcome.detail != NOT_ASKED)
-        if errors and len(errors) == num_asked:
-            raise RewardError(f"reward {name!r} failed on all {num_asked} samples; the first, sample {errors[0][0]}:\n{errors[0][1].trace}")
+        asked = [outcome for outcome in outcomes if outcome and outcome.detail != NOT_ASKED]
+        allowed = self.specs[name].max_error_frac
+        if errors and len(errors) == len(asked):
+            raise RewardError(
+                f"reward {name!r} failed on all {len(asked)} samples; the first, sample {errors[0][0]}:\n{errors[0][1].trace}"
+            )
+        if len(failed) > allowed * len(asked):
+            index, first = (errors or failed)[0]
+            raise RewardError(
+                f"reward {name!r} failed on {len(failed)} of {len(asked)} samples, more than its max_error_frac of {allowed:g} allows; "
+                f"the first, sample {index}:\n{first.trace or first.detail}"
+            )
         self._counts.update((name, outcome.status) for outcome in outcomes if outcome and outcome.status in COUNTED)
+        self._seconds[name] += [outcome.seconds for outcome in asked if outcome.seconds is not None]
 
     def _sum(self, outcomes: Mapping[str, Outcome | None]) -> Scored:
         parts = {name: outcome.value if outcome else None for name, outcome in outcomes.items()}
         notes = {name: _note(outcome) for name, outcome in outcomes.items() if outcome and outcome.status != "scored"}
         dropped = all(value is None for value in parts.values()) or any(parts[name] is None for name in self.required)
         total = None if dropped else sum(self.specs[name].weight * value for name, value in parts.items() if value is not None)
-        return Scored(total, parts, notes)
+        seconds = {name: outcome.seconds for name, outcome in outcomes.items() if outcome and outcome.seconds is not None}
+        return Scored(total, parts, notes, seconds)
 
 
 def _note(outcome: Outcome) -> str:

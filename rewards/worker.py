@@ -19,12 +19,16 @@ Status = Literal["scored", "abstained", "undecidable", "timeout", "error"]
 
 
 class Outcome(NamedTuple):
-    """What became of one sample with one reward. ``detail`` is one line, ``trace`` the traceback of an error."""
+    """What became of one sample with one reward. ``detail`` is one line, ``trace`` the traceback of an error.
+
+    seconds   what it took, an equal share of a batch; None where nobody could tell, because its process died
+    """
 
     value: float | None
     status: Status
     detail: str = ""
     trace: str = ""
+    seconds: float | None = None
 
 
 _rewards: dict[str, RewardFn | Outcome] = {}
@@ -56,14 +60,18 @@ def score_batch(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: flo
     fn = _rewards[name]
     if isinstance(fn, Outcome):
         return [fn] * len(samples)
+    begin = time.perf_counter()
     try:
         with _alarm(deadline_s):
             results = fn.call_batch(samples)
     except _LateError:
-        return [late(fn, deadline_s)] * len(samples)
+        outcomes = [late(fn, deadline_s)] * len(samples)
     except BaseException as error:
-        return [failure(error)] * len(samples)
-    return [_outcome(fn, partial(as_score, value, fn.name, index), deadline_s) for index, value in enumerate(results)]
+        outcomes = [failure(error)] * len(samples)
+    else:
+        outcomes = [_outcome(fn, partial(as_score, value, fn.name, index), deadline_s) for index, value in enumerate(results)]
+    share_s = (time.perf_counter() - begin) / len(samples)
+    return [outcome._replace(seconds=share_s) for outcome in outcomes]
 
 
 def late(fn: RewardFn, deadline_s: float) -> Outcome:
@@ -101,6 +109,12 @@ def _alarm(deadline_s: float) -> Iterator[None]:
 
 
 def _outcome(fn: RewardFn, call: Callable[[], float | None], deadline_s: float) -> Outcome:
+    begin = time.perf_counter()
+    outcome = _judged(fn, call, deadline_s)
+    return outcome._replace(seconds=time.perf_counter() - begin)
+
+
+def _judged(fn: RewardFn, call: Callable[[], float | None], deadline_s: float) -> Outcome:
     try:
         with _alarm(deadline_s):
             value = call()

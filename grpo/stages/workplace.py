@@ -21,7 +21,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RewardRuntime, RewardSpec, canary_problems
+from rewards import RewardError, RewardRuntime, RewardSpec, canary_problems, right_completion
 from rollout.engine import EngineSettings
 from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt
@@ -159,20 +159,22 @@ class Workplace:
         tags = self.recipe.tags
         text = self.recipe.canary
         if text is None:
-            text = f"<{tags.think}> see below </{tags.think}> <{tags.answer}> " + r"\boxed{{answer}}" + f" </{tags.answer}>"
+            text = right_completion(tags.think, tags.answer)
         rows = [prompt.columns for prompt in prompts]
         if not text or not all("answer" in row for row in rows):
             return
         self.progress.doing("trying the rewards on gold answers")
-        problems = canary_problems(rewards, rows, lambda answer: text.replace("{answer}", answer))
+        remedy = "so nothing was trained (canary: in the recipe says how a right completion is written; '' tries nothing):\n  "
+        try:
+            problems = canary_problems(rewards, rows, lambda answer: text.replace("{answer}", answer))
+        except RewardError as error:
+            raise DataError(f"the rewards cannot be tried on gold answers, {remedy}{error}") from error
         if problems:
-            raise DataError(
-                "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
-                "written):\n  " + "\n  ".join(problems)
-            )
+            raise DataError(f"the rewards cannot be trusted with these rows, {remedy}" + "\n  ".join(problems))
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
-        return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)
+        allowed = 0.0 if use.on_error == "stop" else use.max_error_frac
+        return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required, allowed)
 
     def close(self) -> None:
         if self._pool is not None:

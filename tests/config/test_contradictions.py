@@ -31,6 +31,10 @@ Problems = Callable[..., list[str]]
         ("stages.reason.eval_every=5", "eval_every needs a held-out set: write evaluation: {prompts: ...}"),
         ("stages.reason.rewards.0.weight=0", "all rewards have weight 0, so every advantage would be 0"),
         ("stages.reason.rewards=[{use: math}, {use: math}]", "two rewards are called 'math'; give one another name: ..."),
+        (
+            "stages.reason.rewards=[{use: math, on_error: stop, max_error_frac: 0.1}]",
+            "on_error: stop ends the run at the first failure, and max_error_frac 0.1 allows some; delete one of them",
+        ),
         ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
         (
             "stages.harvest.keep={min_reward: {mth: 1}}",
