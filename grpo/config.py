@@ -315,7 +315,7 @@ class Recipe(Strict):
     reward_deadline_s: PositiveFloat = 5.0
     canary: str | None = Field(
         None,
-        description="a right completion around {answer}, by which required rewards are tried before training; by default thinking and an "
+        description="a right completion around {answer}, by which the accuracy reward is tried before training; by default thinking and an "
         "answer in the recipe's tags; an empty string tries nothing",
     )
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from grpo.data.sources import Row, load_source, read_jsonl
 from grpo.errors import RecipeError, RewardError
 from grpo.inputs import source_columns
 from grpo.problems import found, suggestion
-from rewards import RESERVED, SHIPPED, RewardFn, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward, right_completion
+from rewards import RESERVED, SHIPPED, RewardFn, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward, right_completions
 from rewards.canary import Trial, canary_trials, problems_of
 from rewards.function import BATCH_NAMES
 from rewards.load import SAME_MEANING, describe_reward, installed_rewards, missing_column
@@ -100,7 +102,7 @@ def try_reward(
     settings     "key=value", values as in a recipe
     columns      "ours=theirs", as data sources rename columns in a recipe
     answer       the column of gold answers; by default the one by which the reward itself asks for them
-    canary       a right completion around {answer}; by default thinking and an answer in the tags that the reward's settings name
+    canary       a right completion around {answer}; by default thinking and an answer, in a box or bare, in the tags that its settings name
     num_rows     rows to try gold and wrong answers on, spread over the file
     is_strict    a gold answer must score 1 and a wrong one must not; else gold answers need only score higher
 
@@ -125,11 +127,12 @@ def try_reward(
         raise RecipeError(f"reward {ref!r} asks for no answer, and {data} has none: there is nothing to score; give --completions FILE")
     if {"tokens", "completion_ids"} & set(fn.columns):
         raise RecipeError(f"reward {ref!r} asks for token ids, and there is no tokenizer here; try it in a run of one step")
-    text = canary or right_completion(str(fn.settings.get("think_tag", "think")), str(fn.settings.get("answer_tag", "answer")))
+    tags = {name: str(fn.settings[name]) for name in ("think_tag", "answer_tag") if name in fn.settings}
+    texts = [canary] if canary else right_completions(**tags)
     with RewardRuntime([RewardSpec(ref, settings=values)], deadline_s=deadline_s) as runtime:
-        trials: list[Trial] = []
+        trials, trial_problems = [], []
         if shown_column is not None:
-            trials = canary_trials(runtime, rows, lambda one: text.replace("{answer}", one), num_rows=num_rows, column=shown_column)
+            trials, trial_problems = _best_trials(runtime, rows, texts, num_rows, shown_column, is_strict if gold_column else None)
         attempts = [_attempt_of(trial, fn.name) for trial in trials if trial.is_gold or gold_column]
         if given:
             scored = runtime.score([ScoreInput(columns) for _, columns in given])
@@ -137,17 +140,41 @@ def try_reward(
                 Attempt(row, "completion", columns["completion"], one.parts[fn.name], one.notes.get(fn.name, ""), one.seconds.get(fn.name))
                 for (row, columns), one in zip(given, scored, strict=True)
             ]
-        counts, first_error = runtime.counts[fn.name], runtime.first_error.get(fn.name)
+        first_error = runtime.first_error.get(fn.name)
     return Tried(
         reward=ref,
         settings=fn.settings,
         gold_column=gold_column,
         attempts=sorted(attempts, key=lambda attempt: attempt.row),
-        counts={kind: number for kind, number in counts.items() if number},
-        problems=problems_of(trials, rows, fn.name, is_strict, fn.options.check_gold) if gold_column else [],
+        counts=Counter(attempt.note.partition(":")[0] for attempt in attempts if attempt.note),
+        problems=trial_problems,
         first_error=first_error,
         is_counted_in_words="num_tokens" in (*fn.columns, *fn.optional),
     )
+
+
+def _best_trials(
+    runtime: RewardRuntime, rows: Sequence[Row], texts: Sequence[str], num_rows: int, column: str, is_strict: bool | None
+) -> tuple[list[Trial], list[str]]:
+    """The trials of the first right completion with which nothing is wrong, else of the one with the fewest problems, and those.
+
+    is_strict None: nothing can be wrong. Raises RewardError where the reward fails on everything, whatever the completion.
+    """
+    ((name, fn),) = runtime.rewards.items()
+    found, errors = [], []
+    for text in texts:
+        try:
+            trials = canary_trials(runtime, rows, partial(text.replace, "{answer}"), num_rows=num_rows, column=column)
+        except RewardError as error:
+            errors.append(error)
+            continue
+        problems = [] if is_strict is None else problems_of(trials, rows, name, is_strict, fn.options.check_gold)
+        found.append((trials, problems))
+        if not problems:
+            break
+    if not found:
+        raise errors[0]
+    return min(found, key=lambda one: len(one[1]))
 
 
 def table_of(tried: Tried, limit: int = 24) -> list[list[str]]:

@@ -13,7 +13,7 @@ settings, and it returns a float, or None to abstain::
 that can be killed.
 """
 
-from rewards.canary import canary_problems, right_completion
+from rewards.canary import canary_problems, right_completions
 from rewards.errors import RewardError, Undecidable
 from rewards.function import RESERVED, RewardFn, reward
 from rewards.load import SHIPPED, check_reward, load_reward
@@ -33,5 +33,5 @@ __all__ = [
     "check_reward",
     "load_reward",
     "reward",
-    "right_completion",
+    "right_completions",
 ]

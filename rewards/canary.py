@@ -14,9 +14,10 @@ from rewards.words import words
 RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
 
 
-def right_completion(think_tag: str = "think", answer_tag: str = "answer") -> str:
-    """A well-formed completion with {answer} where the answer belongs."""
-    return f"<{think_tag}> see below </{think_tag}> <{answer_tag}> " + r"\boxed{{answer}}" + f" </{answer_tag}>"
+def right_completions(think_tag: str = "think", answer_tag: str = "answer") -> list[str]:
+    """Well-formed completions with {answer} where the answer belongs, in a box and bare: a reward that takes one of them is sound."""
+    forms = (r"\boxed{{answer}}", "{answer}")
+    return [f"<{think_tag}> see below </{think_tag}> <{answer_tag}> {form} </{answer_tag}>" for form in forms]
 
 
 @dataclass(frozen=True)

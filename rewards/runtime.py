@@ -139,6 +139,12 @@ class RewardRuntime:
             seconds, self._seconds = self._seconds, {name: [] for name in self.rewards}
         return seconds
 
+    def forget_statistics(self) -> None:
+        """What was counted, timed and raised so far was a trial and belongs to no step."""
+        with self._lock:
+            self._counts, self._seconds = Counter(), {name: [] for name in self.rewards}
+            self.first_error.clear()
+
     @property
     def accuracy(self) -> str | None:
         """The name of the reward that says whether an answer is right: the first rule that is required, else the first that reads a

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RewardError, RewardRuntime, RewardSpec, canary_problems, right_completion
+from rewards import RewardError, RewardRuntime, RewardSpec, canary_problems, right_completions
 from rollout.engine import EngineSettings
 from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt
@@ -156,21 +156,25 @@ class Workplace:
 
         Raises DataError with the rows for which that is not so.
         """
-        tags = self.recipe.tags
-        text = self.recipe.canary
-        if text is None:
-            text = right_completion(tags.think, tags.answer)
+        tags, canary = self.recipe.tags, self.recipe.canary
+        texts = right_completions(tags.think, tags.answer) if canary is None else [canary]
         rows = [prompt.columns for prompt in prompts]
-        if not text or not all("answer" in row for row in rows):
+        if canary == "" or not all("answer" in row for row in rows):
             return
         self.progress.doing("trying the rewards on gold answers")
-        remedy = "so nothing was trained (canary: in the recipe says how a right completion is written; '' tries nothing):\n  "
-        try:
-            problems = canary_problems(rewards, rows, lambda answer: text.replace("{answer}", answer))
-        except RewardError as error:
-            raise DataError(f"the rewards cannot be tried on gold answers, {remedy}{error}") from error
-        if problems:
-            raise DataError(f"the rewards cannot be trusted with these rows, {remedy}" + "\n  ".join(problems))
+        found: list[list[str]] = []
+        for text in texts:
+            try:
+                found.append(canary_problems(rewards, rows, partial(text.replace, "{answer}")))
+            except RewardError as error:
+                found.append([str(error)])
+            rewards.forget_statistics()
+            if not found[-1]:
+                return
+        raise DataError(
+            "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
+            "written; '' tries nothing):\n  " + "\n  ".join(min(found, key=lambda lines: len(lines)))
+        )
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
         allowed = 0.0 if use.on_error == "stop" else use.max_error_frac

@@ -10,7 +10,7 @@ import pytest
 
 from grpo.algorithm import GRPO
 from grpo.algorithm.advantages import group_centre
-from grpo.stages.rl import group_advantages
+from grpo.stages.rl import group_advantages, watch_over
 from grpo.stages.scoring import score_groups, score_inputs
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
@@ -70,3 +70,13 @@ def test_advantages_are_of_each_group_alone_and_leave_out_unjudged_samples() -> 
     assert group_advantages(GRPO, groups, {}).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
     centred = replace(GRPO, advantage=group_centre)
     assert group_advantages(centred, groups, {}).tolist() == [[1, -1, 0], [3, -4, 1]]
+
+
+def test_the_watch_tells_rules_from_models_and_leaves_out_what_weighs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "judges.py").write_text(
+        "from rewards import reward\n\n@reward(by_model=True)\ndef judge(completion):\n    return 1.0\n\ndef free(completion):\n    return 1.0\n"
+    )
+    specs = [RewardSpec("./judges.py:judge"), RewardSpec("format"), RewardSpec("math"), RewardSpec("./judges.py:free", weight=0.0)]
+    with RewardRuntime(specs, base=tmp_path) as rewards:
+        watch = watch_over(rewards)
+    assert (watch.rules, watch.models, watch.accuracy) == (["format", "math"], ["judge"], "math")
