@@ -162,18 +162,22 @@ class Workplace:
         if canary == "" or not all("answer" in row for row in rows):
             return
         self.progress.doing("trying the rewards on gold answers")
-        found: list[list[str]] = []
+        refused: list[list[str]] = []
+        crashed: list[list[str]] = []
         for text in texts:
             try:
-                found.append(canary_problems(rewards, rows, partial(text.replace, "{answer}")))
+                problems = canary_problems(rewards, rows, partial(text.replace, "{answer}"))
+                refused.append(problems)
             except RewardError as error:
-                found.append([str(error)])
+                problems = [str(error)]
+                crashed.append(problems)
             rewards.forget_statistics()
-            if not found[-1]:
+            if not problems:
                 return
+        fewest = min(refused or crashed, key=len)
         raise DataError(
             "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
-            "written; '' tries nothing):\n  " + "\n  ".join(min(found, key=lambda lines: len(lines)))
+            "written; '' tries nothing):\n  " + "\n  ".join(fewest)
         )
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
