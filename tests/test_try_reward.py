@@ -157,3 +157,21 @@ def test_bad_input_is_said_at_once_and_nothing_is_scored(reward: Reward, tmp_pat
     for words in says:
         assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_installed_rewards_are_listed_even_where_one_cannot_be_loaded(
+    reward: Reward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "site" / "brevity-1.0.dist-info"
+    info.mkdir(parents=True)
+    (tmp_path / "site" / "brevity.py").write_text(
+        'def short(completion: str, *, limit: int) -> float:\n    """1 if short."""\n    return 1.0\n'
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brevity\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[grpo.rewards]\nshort = brevity:short\ngone = brevity:gone\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    listed = {row["name"]: row for row in json.loads(reward("list", "--json").stdout)["rewards"]}
+    expected = {"about": "1 if short.", "columns": ["completion"], "settings": {"limit": "(no default)"}, "from": "brevity:short"}
+    assert listed["short"] == {"name": "short", **expected}
+    assert "cannot be loaded: AttributeError" in listed["gone"]["about"] and listed["gone"]["settings"] == {}
+    assert "short (brevity:short)\n  1 if short.\n" in reward("list").stdout
