@@ -176,6 +176,59 @@ def eval(
     )
 
 
+rewards_app = typer.Typer(help="List rewards, and try one on a file's rows.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(rewards_app, name="reward")
+
+
+@rewards_app.command("list")
+@_explains_errors
+def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """List the shipped rewards and the installed ones, with columns (? where optional) and settings. Example: grpo reward list"""
+    from grpo.try_reward import list_rewards
+
+    rewards = list_rewards()
+    if as_json:
+        print(json.dumps({"rewards": rewards}))
+        return
+    for r in rewards:
+        settings = ", ".join(f"{key}: {value}" for key, value in r["settings"].items()) or "none"
+        print(f"{r['name']} ({r['from']})\n  {r['about']}\n  columns: {', '.join(r['columns'])}\n  settings: {settings}")
+
+
+@rewards_app.command("test")
+@_explains_errors
+def reward_test(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A reward, as a recipe names it: math, ./mine.py:brief, package.module:name")],
+    data: Annotated[str, typer.Option(metavar="FILE", help="A .jsonl, .csv or .parquet file with the columns that the reward asks for.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The reward's settings: limit=30")] = None,
+    completions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A .jsonl file: completion (or text), and row (from 0) or prompt.")
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Rename a column, as columns: does in a recipe.")] = None,
+    answer: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Where the right answers stand; by default as the reward asks.")
+    ] = None,
+    canary: Annotated[str | None, typer.Option(metavar="TEXT", help="A right completion around {answer}; as canary: in a recipe.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to try, spread over the file.")] = 100,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds for one sample; as reward_deadline_s: in a recipe.")] = 5.0,
+    any_scale: Annotated[bool, typer.Option(help="Right answers need only score higher than wrong ones, in some row.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score right answers, wrong ones and completions as training would. Example: grpo reward test math --data sums.jsonl"""
+    from grpo.try_reward import table_of, totals_of, try_reward
+
+    tried = try_reward(ref, data, completions, settings or [], column or [], answer, canary, rows, deadline, is_strict=not any_scale)
+    if as_json:
+        print(json.dumps(tried.as_json()))
+    else:
+        table = table_of(tried)
+        left_out = f" ({len(table)} of {len(tried.attempts)} shown; --json has all)" if len(table) < len(tried.attempts) else ""
+        _print_table(f"{ref} on {data}{left_out}", ["row", "what", "scored", "score", "note", "ms"], table)
+        print("\n".join([*totals_of(tried), *([tried.first_error] if tried.first_error else []), *tried.problems]))
+    if tried.problems:
+        raise typer.Exit(FAILED)
+
+
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -95,6 +95,8 @@ class RewardUse(Strict):
         description="in an rl stage also [[update, weight], ...]: each weight holds from that many updates on, and before the first it is 0",
     )
     required: bool | None = Field(None, description="drop a sample that this reward cannot judge (math does by default)")
+    on_error: Literal["skip", "stop"] = Field("skip", description="skip: go on without the samples on which it fails; stop: end the run")
+    max_error_frac: Fraction = Field(0.5, description="with skip: the run ends where it fails on more than this share of a step's samples")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -343,7 +345,7 @@ class Recipe(Strict):
     reward_deadline_s: PositiveFloat = 5.0
     canary: str | None = Field(
         None,
-        description="a right completion around {answer}, by which required rewards are tried before training; by default thinking and an "
+        description="a right completion around {answer}, by which the accuracy reward is tried before training; by default thinking and an "
         "answer in the recipe's tags; an empty string tries nothing",
     )
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -64,6 +64,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
             yield from _reward_names(stage.rewards, at)
             for number, use in enumerate(stage.rewards):
                 yield from _weight(use, (*at, "rewards", number), stage if isinstance(stage, RlStage) else None)
+            yield from _on_error(stage.rewards, at)
         if isinstance(stage, RejectStage) or (isinstance(stage, DistillStage) and stage.teacher is not None):
             yield from _keep(stage, at)
         if isinstance(stage, DistillStage):
@@ -217,6 +218,13 @@ def _reward_names(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
         if first < index:
             keys = tuple((*at, "rewards", other, key) for other in (first, index) for key in ("use", "name"))
             yield Finding((*at, "rewards", index), f"two rewards are called {name!r}; give one another name: ...", keys)
+
+
+def _on_error(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
+    for index, use in enumerate(rewards):
+        if use.on_error == "stop" and "max_error_frac" in use.model_fields_set:
+            text = f"on_error: stop ends the run at the first failure, and max_error_frac {use.max_error_frac:g} allows some; delete one of them"
+            yield _clash((*at, "rewards", index), text, "max_error_frac", "on_error")
 
 
 def _keep(stage: RejectStage | DistillStage, at: Keys) -> Iterator[Finding]:

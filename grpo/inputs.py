@@ -18,6 +18,7 @@ from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TEMPLATES = ("r1_zero", "chat", "plain")
+OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
 
@@ -188,7 +189,7 @@ def _reward(use: RewardUse, prompts: str | list[str] | None, columns: Columns, b
     for name in names:
         for text in check_reward(use.use, use.settings, columns.get(name), base):
             about = f"data source {name!r}: " if text.startswith("column ") and name else ""
-            ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), ("weight", "required", "name"))
+            ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), OUR_REWARD_KEYS)
             hint = ours if "did you mean" not in text else ""
             yield Finding(keys, f"{about}{text}{hint}", (("data", name),) if columns.get(name) is not None else ())
 

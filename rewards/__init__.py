@@ -13,7 +13,7 @@ settings, and it returns a float, or None to abstain::
 that can be killed.
 """
 
-from rewards.canary import canary_problems
+from rewards.canary import canary_problems, right_completions
 from rewards.errors import RewardError, Undecidable
 from rewards.function import RESERVED, Noted, RewardFn, reward
 from rewards.load import SHIPPED, check_reward, load_reward
@@ -34,4 +34,5 @@ __all__ = [
     "check_reward",
     "load_reward",
     "reward",
+    "right_completions",
 ]

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 from rewards.equality import plain_number, same_number
-from rewards.runtime import RewardRuntime, ScoreInput
+from rewards.runtime import RewardRuntime, Scored, ScoreInput
+from rewards.words import words
 
-RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": (), "num_tokens": 0}
+RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
+
+
+def right_completions(think_tag: str = "think", answer_tag: str = "answer") -> list[str]:
+    """Well-formed completions with {answer} where the answer belongs, in a box and bare: a reward that takes one of them is sound."""
+    forms = (r"\boxed{{answer}}", "{answer}")
+    return [f"<{think_tag}> see below </{think_tag}> <{answer_tag}> {form} </{answer_tag}>" for form in forms]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An answer that was tried on a row: its own gold answer, or another row's, which is wrong here."""
+
+    row: int
+    answer: str
+    is_gold: bool
+    completion: str
+    scored: Scored
+
+
+def canary_trials(
+    runtime: RewardRuntime,
+    rows: Sequence[Mapping[str, Any]],
+    render: Callable[[str], str],
+    *,
+    num_rows: int | None = 8,
+    column: str = "answer",
+) -> list[Trial]:
+    """Scores each row's gold answer, and up to two unequal ones of other rows, by all rewards of the runtime in one batch.
+
+    render     a well-formed completion around an answer
+    num_rows   rows to try, spread over all; None tries every row, which finds each gold answer that can't be read
+    """
+    step = 1 if num_rows is None else max(1, len(rows) // num_rows)
+    chosen = list(range(0, len(rows), step))[:num_rows]
+    golds = sorted({str(rows[index].get(column)) for index in chosen})
+    cases = []
+    for index in chosen:
+        gold = str(rows[index].get(column))
+        cases.append((index, gold, True))
+        cases += [(index, other, False) for other in _unequal(gold, golds, most=2)]
+    completions = [render(answer) for _, answer, _ in cases]
+    inputs = [ScoreInput(_columns(rows[index], text)) for (index, _, _), text in zip(cases, completions, strict=True)]
+    rules = {each: spec.weight for each, spec in runtime.specs.items() if not runtime.rewards[each].options.by_model}  # opinions cost
+    scored = runtime.score(inputs, rules)
+    return [Trial(*case, text, result) for case, text, result in zip(cases, completions, scored, strict=True)]
 
 
 def canary_problems(
@@ -21,42 +68,93 @@ def canary_problems(
     num_rows: int | None = 8,
     column: str = "answer",
 ) -> list[str]:
-    """One line for each row whose own gold answer does not score 1, or for which another row's, unequal one does not score 0.
+    """One line for each row in which the accuracy reward can't be trusted; see problems_of and canary_trials.
 
-    render     a well-formed completion around an answer
-    name       the accuracy reward; by default the first required one that asks for ``column`` (with none, there is nothing to check)
-               Rewards that have a process to themselves are left out: a judge's opinion is no exact match, and costs
-    num_rows   rows to check, spread over all; None checks every row, which finds each gold answer that can't be read
+    name   the accuracy reward; by default the runtime's (with none, there is nothing to check)
     """
-    light = {name: fn for name, fn in runtime.rewards.items() if not fn.options.alone}
-    name = name or next((name for name, fn in light.items() if name in runtime.required and fn.knows(column)), None)
-    if name not in light or not rows:
+    name = name or runtime.accuracy
+    if name is None or runtime.rewards[name].options.by_model or not rows:
         return []
-    step = 1 if num_rows is None else max(1, len(rows) // num_rows)
-    chosen = list(range(0, len(rows), step))[:num_rows]
-    cases = []
-    for index in chosen:
-        gold = str(rows[index].get(column))
-        others = sorted({str(rows[other].get(column)) for other in chosen})
-        unequal = [other for other in others if other.strip() != gold.strip() and not same_number(plain_number(gold), plain_number(other))]
-        cases.append((index, gold, True))
-        cases += [(index, other, False) for other in unequal[:2]]
-    inputs = [ScoreInput({**RESERVED_VALUES, **rows[index], "completion": render(answer)}) for index, answer, _ in cases]
-    scored = runtime.score(inputs, {each: runtime.specs[each].weight for each in light})
-    problems, wrong = [], defaultdict(list)
-    for (index, answer, is_gold), result in zip(cases, scored, strict=True):
-        part, note = result.parts[name], result.notes.get(name)
-        if not is_gold:
-            wrong[index].append((answer, part))
-        elif part != 1:
-            said = f"{part} ({note})" if note else part
-            problems.append(f"row {index}: its own gold answer {answer!r} scores {said} by {name!r}, not 1; row: {_shown(rows[index])}")
-    for index, tried in wrong.items():  # two of them, because golds may be equal in ways that only the reward knows
-        if all(part == 1 for _, part in tried):
-            problems.append(f"row {index}: the wrong answer {tried[0][0]!r} scores 1 by {name!r}, not 0; row: {_shown(rows[index])}")
-    return problems
+    trials = canary_trials(runtime, rows, render, num_rows=num_rows, column=column)
+    return problems_of(trials, rows, name, name in runtime.required, runtime.rewards[name].options.check_gold)
+
+
+def problems_of(
+    trials: Sequence[Trial],
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    is_strict: bool = True,
+    check_gold: Callable[[str], str | None] | None = None,
+) -> list[str]:
+    """What is wrong with reward ``name``: a line for each row whose gold answer doesn't score 1, or whose wrong answers do.
+
+    is_strict    False: the reward may give other numbers than 0 and 1, and has problems only if in no row it prefers the gold answer
+    check_gold   what the reward has against the form of a gold answer: a wrong form equals itself, so scores don't show it
+    """
+    tried = [list(of_row) for _, of_row in groupby(trials, key=lambda trial: trial.row)]
+    lines = [*_gold_refused(tried, name), *_wrong_accepted(tried, name)] if is_strict else [*_never_preferred(tried, name)]
+    if check_gold is not None:
+        lines += _of_wrong_form(tried, check_gold)
+    return [f"row {row}: {what}; row: {_shown(rows[row])}" for row, what in lines]
+
+
+def _of_wrong_form(tried: Sequence[Sequence[Trial]], check_gold: Callable[[str], str | None]) -> Iterator[tuple[int, str]]:
+    for gold, *_ in tried:
+        if what := check_gold(gold.answer):
+            yield gold.row, f"its gold answer {_short(gold.answer)} {what}; name the column of answers, or extract them"
+
+
+def _gold_refused(tried: Sequence[Sequence[Trial]], name: str) -> Iterator[tuple[int, str]]:
+    for gold, *_ in tried:
+        if gold.scored.parts[name] != 1:
+            yield gold.row, f"its own gold answer {_short(gold.answer)} scores {_said(gold, name)} by {name!r}, not 1"
+
+
+def _wrong_accepted(tried: Sequence[Sequence[Trial]], name: str) -> Iterator[tuple[int, str]]:
+    """Two wrong answers must score 1, because golds may be equal in ways that only the reward knows."""
+    for _, *wrong in tried:
+        if wrong and all(trial.scored.parts[name] == 1 for trial in wrong):
+            yield wrong[0].row, f"the wrong answer {_short(wrong[0].answer)} scores 1 by {name!r}, not 0"
+
+
+def _never_preferred(tried: Sequence[Sequence[Trial]], name: str) -> Iterator[tuple[int, str]]:
+    comparable = [(gold, wrong) for gold, *wrong in tried if wrong]
+    if any(_prefers(name, gold, wrong) for gold, wrong in comparable):
+        return
+    for gold, wrong in comparable:
+        others = ", ".join(f"{_short(trial.answer)} {_said(trial, name)}" for trial in wrong)
+        yield (
+            gold.row,
+            f"its own gold answer {_short(gold.answer)} scores {_said(gold, name)} by {name!r}, no more than wrong ones: {others}",
+        )
+
+
+def _prefers(name: str, gold: Trial, wrong: Sequence[Trial]) -> bool:
+    best = gold.scored.parts[name]
+    return best is not None and any((value := trial.scored.parts[name]) is not None and best > value for trial in wrong)
+
+
+def _said(trial: Trial, name: str) -> str:
+    note = trial.scored.notes.get(name)
+    return f"{trial.scored.parts[name]}{f' ({note})' if note else ''}"
+
+
+def _unequal(gold: str, others: Iterable[str], most: int) -> list[str]:
+    def differs(other: str) -> bool:
+        return other.strip() != gold.strip() and not same_number(plain_number(gold), plain_number(other))
+
+    return list(islice(filter(differs, others), most))
+
+
+def _columns(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """What a reward is told. Without a tokenizer, ``num_tokens`` is the number of words."""
+    return {**RESERVED_VALUES, "num_tokens": len(words(text)), **row, "completion": text}
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    text = repr(dict(row))
-    return text if len(text) <= 300 else text[:297] + "..."
+    return _short(dict(row), 300)
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

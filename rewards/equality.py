@@ -13,6 +13,9 @@ Verdict = Literal["same", "different", "undecidable", "unreadable gold"]
 MAX_CHARACTERS = 1000
 """Longer answers are nobody's answer, and parsers take for ever over them."""
 
+MAX_WORDS = 8
+"""A gold answer of more words, beside mathematics, is a text about its answer."""
+
 DIGITS = r"\d{1,3}(?:[, ]\d{3})+|\d+"
 PLAIN = re.compile(rf"(?P<sign>[-+]?)(?:(?P<whole>{DIGITS})?(?P<decimals>\.\d+)?(?:[eE](?P<exponent>[-+]?\d{{1,3}}))?)")
 RATIO = re.compile(r"(?P<sign>[-+]?)(?:(?P<whole>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)")
@@ -94,6 +97,16 @@ def judge(gold: str, given: str) -> Verdict:
         return "same" if verify(right, value, timeout_seconds=None, raise_on_error=True) else "different"
     except Exception:  # sympy raises anything
         return "undecidable"
+
+
+def form_problem(gold: str) -> str | None:
+    """Why a gold answer is no answer but a text with values in it, of which the last would silently count; None where it is one."""
+    num_words = len(PROSE.findall(BARE_NAME.sub(" ", LATEX.sub(" ", gold))))
+    if gold.rstrip().endswith("?"):
+        return "is a question"
+    if "####" in gold:
+        return "is a worked solution: the answer is only what follows ####"
+    return f"is a text of {num_words} words, not an answer" if num_words > MAX_WORDS else None
 
 
 def warm_up() -> None:

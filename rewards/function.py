@@ -42,6 +42,8 @@ class Options:
     alone          it has a process to itself, without a bound on memory: it holds a model, or waits for others
     gold           the column that says what is right, for an accuracy reward: where required, it is tried on it before training
     write          from that to how an answer says it, in a fence, say (by default in a box)
+    check_gold     from a gold answer to what is wrong with its form in one line, or None; asked before training, by the canary
+    by_model       a model gives it, so a policy can learn to please it: watched against the rewards that follow rules
     """
 
     required: bool = False
@@ -55,6 +57,8 @@ class Options:
     columns: Callable[..., Sequence[str]] | None = None
     deadline: Callable[..., float] | None = None
     alone: bool = False
+    check_gold: Callable[[str], str | None] | None = None
+    by_model: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in (None, "group"):

@@ -85,7 +85,7 @@ def _replies(cache_file: str | None) -> Replies:
     return Replies(cache_file)
 
 
-@reward(undecidable=0.0, check=check, columns=_columns, deadline=_deadline, prepare=_prepare, alone=True)
+@reward(undecidable=0.0, check=check, columns=_columns, deadline=_deadline, prepare=_prepare, alone=True, by_model=True)
 async def judge(
     completions: Sequence[Any],
     prompts: Sequence[Any],

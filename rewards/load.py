@@ -1,4 +1,4 @@
-"""How a reference in a recipe becomes a reward: a shipped name, ./file.py:name, or package.module:name."""
+"""How a reference in a recipe becomes a reward: a shipped name, an installed one, ./file.py:name, or package.module:name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.errors import RewardError, one_line
 from rewards.function import RESERVED, Options, RewardFn, with_settings
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 SHIPPED = {
     "math": "the answer equals column 'answer', as mathematics: 1 or 0",
@@ -31,6 +34,8 @@ SHIPPED = {
     "judge": "what a model behind an OpenAI-compatible endpoint thinks of it: 0 to 1",
     "reward_model": "what a sequence-classification model gives it: its raw score",
 }
+ENTRY_POINTS = "grpo.rewards"
+"""The group of entry points under which an installed distribution offers rewards: a recipe names them as it names the shipped ones."""
 SAME_MEANING = (
     {"answer", "solution", "target", "label", "gold", "ground_truth", "final_answer", "expected"},
     {"prompt", "question", "problem"},
@@ -49,6 +54,16 @@ def build_reward(ref: str, settings: Mapping[str, Any], base: Path | str | None 
     if problems:
         raise RewardError("\n".join(problems))
     return fn
+
+
+def describe_reward(ref: str, base: Path | str | None = None) -> RewardFn:
+    """What ``ref`` names, to be read about: a setting that has no default is inspect.Parameter.empty."""
+    return _describe(ref, _find(ref, Path(base or ".")), {}, Path(base or "."))[0]
+
+
+def installed_rewards() -> dict[str, str]:
+    """{name: module:function} of the rewards that installed distributions offer as entry points; a shipped name is never theirs."""
+    return {point.name: point.value for point in _entry_points() if point.name not in SHIPPED}
 
 
 def check_reward(
@@ -81,8 +96,11 @@ def _find(ref: str, base: Path) -> Callable:
             return getattr(importlib.import_module(f"rewards.{ref}"), ref)
         if ref.endswith(".py"):
             raise RewardError(f"reward {ref!r} names a file but no function; write {ref}:name")
-        known = f"shipped rewards: {', '.join(SHIPPED)}; or write ./file.py:name or package.module:name"
-        raise RewardError(f"unknown reward {ref!r}{_did_you_mean(ref, SHIPPED)}; {known}")
+        installed = installed_rewards()
+        if ref in installed:
+            return _load_entry_point(ref)
+        known = f"shipped rewards: {', '.join(SHIPPED)}; {_listed('installed', installed)}; or write ./file.py:name or package.module:name"
+        raise RewardError(f"unknown reward {ref!r}{_did_you_mean(ref, [*SHIPPED, *installed])}; {known}")
     is_file = where.endswith(".py") or "/" in where
     module = _import_file(ref, base / Path(where).expanduser()) if is_file else _import_module(ref, where)
     function = getattr(module, name, None)
@@ -91,6 +109,26 @@ def _find(ref: str, base: Path) -> Callable:
         raise RewardError(f"reward {ref!r}: {where} has no function {name!r}; found {found}{_did_you_mean(name, found)}")
     if not callable(function):
         raise RewardError(f"reward {ref!r}: {name!r} in {where} is {type(function).__name__}, not a function")
+    return function
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=ENTRY_POINTS)
+
+
+def _load_entry_point(ref: str) -> Callable:
+    found = sorted({point.value: point for point in _entry_points() if point.name == ref}.items())
+    if len(found) > 1:
+        raise RewardError(f"reward {ref!r} is offered more than once: {', '.join(value for value, _ in found)}; write one of these instead")
+    value, point = found[0]
+    try:
+        function = point.load()
+    except Exception as error:
+        raise RewardError(f"reward {ref!r}: the installed {value} cannot be loaded: {one_line(error)}") from error
+    if not callable(function):
+        raise RewardError(f"reward {ref!r}: the installed {value} is {type(function).__name__}, not a function")
     return function
 
 

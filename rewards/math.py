@@ -16,7 +16,7 @@ _judges = Processes(1, prepare=equality.warm_up)
 """For calls outside of a RewardRuntime, whose processes judge in place. Starts with the first answer that is not a plain number."""
 
 
-@reward(required=True, undecidable=0.0, prepare=equality.warm_up, gold="answer")
+@reward(required=True, undecidable=0.0, prepare=equality.warm_up, gold="answer", check_gold=equality.form_problem)
 def math(completion: str, answer: Any, *, extract: Extract = "answer_tag", answer_tag: str = "answer") -> float | None:
     r"""1 if the answer has the value of the gold answer in column ``answer``, else 0: the accuracy reward of R1 (arXiv:2501.12948).
 

@@ -61,7 +61,7 @@ def load(model: str, device: str, dtype: Dtype, label: int | None) -> tuple[Any,
     return network.requires_grad_(False).eval().to(device), AutoTokenizer.from_pretrained(model)
 
 
-@reward(check=check, prepare=load, prepare_s=1800.0, alone=True)
+@reward(check=check, prepare=load, prepare_s=1800.0, alone=True, by_model=True)
 def reward_model(
     completions: Sequence[Any],
     prompts: Sequence[Any],

@@ -27,13 +27,20 @@ COUNTED = ("error", "timeout", "undecidable", "abstained")
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One reward of a sum. ``name``: how metrics call it; ``required`` None: as the reward itself says."""
+    """One reward of a sum.
+
+    name             how metrics call it; by default as the function is called
+    required         None: as the reward itself says
+    max_error_frac   the share of a step's samples on which it may fail (an error, or a deadline missed by no fault of the completion);
+                     more than that, or an error on all, is a RewardError
+    """
 
     ref: str
     name: str | None = None
     weight: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     required: bool | None = None
+    max_error_frac: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class ScoreInput:
 @dataclass(frozen=True)
 class Scored:
     """reward is the weighted sum of the parts that are not None; None where a required part is, or all are. notes say why a part is odd:
-    "undecidable", "timeout", "abstained" or "error: ...", or what the reward itself noted ("abstained: ..." where it gave no number)."""
+    "undecidable", "timeout", "abstained" or "error: ...", or what the reward itself noted ("abstained: ..." where it gave no number). seconds is
+    what each part took, where that is known."""
 
     reward: float | None
     parts: Mapping[str, float | None]
     notes: Mapping[str, str]
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -110,11 +119,13 @@ class RewardRuntime:
             if name not in shared
         }
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._seconds: dict[str, list[float]] = {name: [] for name in self.rewards}
         self._columns_seen: set[str] = set()
         self._lock = threading.Lock()
 
     def score(self, inputs: Sequence[ScoreInput], weights: Mapping[str, float] | None = None) -> list[Scored]:
-        """Scores one step's samples. A reward that fails on every one of them is broken: RewardError, with its first traceback.
+        """Scores one step's samples. A reward that raises on all of them, or fails on more than its max_error_frac, is broken: RewardError,
+        with its first traceback.
 
         weights: those in force now, by name; rewards that are not among them are not run and have no part. By default all, as specified.
         """
@@ -154,6 +165,28 @@ class RewardRuntime:
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {name: {status: counts[name, status] for status in COUNTED} for name in self.rewards}
+
+    @property
+    def seconds(self) -> dict[str, list[float]]:
+        """{name: what each sample took} since this was last read; without samples that it was not asked about."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, {name: [] for name in self.rewards}
+        return seconds
+
+    def forget_statistics(self) -> None:
+        """What was counted, timed and raised so far was a trial and belongs to no step."""
+        with self._lock:
+            self._counts, self._seconds = Counter(), {name: [] for name in self.rewards}
+            self.first_error.clear()
+
+    @property
+    def accuracy(self) -> str | None:
+        """The name of the reward that says whether an answer is right: the first rule that sees what is right and is required, else the
+        first that names it. None where there is none; an opinion is no exact match."""
+        rules = {name: fn for name, fn in self.rewards.items() if not fn.options.by_model}
+        seeing = [name for name, fn in rules.items() if name in self.required and fn.knows(fn.options.gold or "answer")]
+        naming = [name for name, fn in rules.items() if (fn.options.gold or "answer") in (*fn.columns, *fn.optional)]
+        return next(iter([*seeing, *naming]), None)
 
     def close(self) -> None:
         """Kills the processes, whatever they are doing."""
@@ -242,7 +275,8 @@ class RewardRuntime:
         """What a job that came back without outcomes means for its samples."""
         fn = self.rewards[job.name]
         if isinstance(error, TimeoutError):
-            return late(fn, self._batch_deadline_s(fn, len(job.indices)) if fn.is_batch else self._deadline_s)
+            limit_s = self._batch_deadline_s(fn, len(job.indices)) if fn.is_batch else self._deadline_s
+            return late(fn, limit_s)._replace(seconds=limit_s / len(job.indices))
         code = getattr(error, "exitcode", None)
         what = one_line(error) if code is None else f"its process died (exit code {code})"
         return Outcome(None, "error", what, what)
@@ -258,20 +292,32 @@ class RewardRuntime:
         return fn.options.prepare_s + self._batch_deadline_s(fn, len(job.indices))
 
     def _count(self, name: str, outcomes: Sequence[Outcome | None]) -> None:
-        errors = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome and outcome.status == "error"]
+        failed = [(index, outcome) for index, outcome in enumerate(outcomes) if outcome and outcome.status in ("error", "timeout")]
+        errors = [(index, outcome) for index, outcome in failed if outcome.status == "error"]
         if errors and name not in self.first_error:
             self.first_error[name] = f"reward {name!r}, sample {errors[0][0]}: {errors[0][1].trace}"
-        num_asked = sum(1 for outcome in outcomes if outcome and outcome.detail != NOT_ASKED)
-        if errors and len(errors) == num_asked:
-            raise RewardError(f"reward {name!r} failed on all {num_asked} samples; the first, sample {errors[0][0]}:\n{errors[0][1].trace}")
+        asked = [outcome for outcome in outcomes if outcome and outcome.detail != NOT_ASKED]
+        allowed = self.specs[name].max_error_frac
+        if errors and len(errors) == len(asked):
+            raise RewardError(
+                f"reward {name!r} failed on all {len(asked)} samples; the first, sample {errors[0][0]}:\n{errors[0][1].trace}"
+            )
+        if len(failed) > allowed * len(asked):
+            index, first = (errors or failed)[0]
+            raise RewardError(
+                f"reward {name!r} failed on {len(failed)} of {len(asked)} samples, more than its max_error_frac of {allowed:g} allows; "
+                f"the first, sample {index}:\n{first.trace or first.detail}"
+            )
         self._counts.update((name, outcome.status) for outcome in outcomes if outcome and outcome.status in COUNTED)
+        self._seconds[name] += [outcome.seconds for outcome in asked if outcome.seconds is not None]
 
     def _sum(self, outcomes: Mapping[str, Outcome | None], weights: Mapping[str, float]) -> Scored:
         parts = {name: outcome.value if outcome else None for name, outcome in outcomes.items()}
         notes = {name: note for name, outcome in outcomes.items() if outcome and (note := _note(outcome))}
         dropped = all(value is None for value in parts.values()) or any(parts[name] is None for name in self.required & parts.keys())
         total = None if dropped else sum(weights[name] * value for name, value in parts.items() if value is not None)
-        return Scored(total, parts, notes)
+        seconds = {name: outcome.seconds for name, outcome in outcomes.items() if outcome and outcome.seconds is not None}
+        return Scored(total, parts, notes, seconds)
 
 
 def _note(outcome: Outcome) -> str:

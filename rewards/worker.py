@@ -20,12 +20,16 @@ Status = Literal["scored", "abstained", "undecidable", "timeout", "error"]
 
 
 class Outcome(NamedTuple):
-    """What became of one sample with one reward. ``detail`` is one line, ``trace`` the traceback of an error."""
+    """What became of one sample with one reward. ``detail`` is one line, ``trace`` the traceback of an error.
+
+    seconds   what it took, an equal share of a batch; None where nobody could tell, because its process died
+    """
 
     value: float | None
     status: Status
     detail: str = ""
     trace: str = ""
+    seconds: float | None = None
 
 
 BLOCKED_S = 0.25
@@ -74,6 +78,7 @@ def _score_together(fn: RewardFn, samples: Sequence[Mapping[str, Any]], deadline
 
     Where one of several kept the others from running, TimeoutError: whose doing it was shows when they run one by one.
     """
+    begin = time.monotonic()
     try:
         with _alarm(deadline_s + BLOCKED_S):
             results, longest_pause_s = asyncio.run(_await_all(fn, samples, deadline_s))
@@ -82,7 +87,8 @@ def _score_together(fn: RewardFn, samples: Sequence[Mapping[str, Any]], deadline
         results, was_blocked = [error] * len(samples), True
     if was_blocked and len(samples) > 1:
         raise TimeoutError("a coroutine kept the others from running")
-    return [_outcome(fn, partial(fn.read, result), deadline_s) for result in results]
+    share_s = (time.monotonic() - begin) / len(samples)
+    return [_outcome(fn, partial(fn.read, result), deadline_s)._replace(seconds=share_s) for result in results]
 
 
 async def _await_all(fn: RewardFn, samples: Sequence[Mapping[str, Any]], deadline_s: float) -> tuple[list[Any], float]:
@@ -117,14 +123,18 @@ def score_batch(name: str, samples: Sequence[Mapping[str, Any]], deadline_s: flo
     fn = _rewards[name]
     if isinstance(fn, Outcome):
         return [fn] * len(samples)
+    begin = time.perf_counter()
     try:
         with _alarm(deadline_s):
             results = fn.call_batch(samples)
     except _LateError:
-        return [late(fn, deadline_s)] * len(samples)
+        outcomes = [late(fn, deadline_s)] * len(samples)
     except BaseException as error:
-        return [failure(error)] * len(samples)
-    return [_outcome(fn, partial(fn.read, value, index), deadline_s) for index, value in enumerate(results)]
+        outcomes = [failure(error)] * len(samples)
+    else:
+        outcomes = [_outcome(fn, partial(fn.read, value, index), deadline_s) for index, value in enumerate(results)]
+    share_s = (time.perf_counter() - begin) / len(samples)
+    return [outcome._replace(seconds=share_s) for outcome in outcomes]
 
 
 def late(fn: RewardFn, deadline_s: float) -> Outcome:
@@ -162,6 +172,12 @@ def _alarm(deadline_s: float) -> Iterator[None]:
 
 
 def _outcome(fn: RewardFn, call: Callable[[], Noted], deadline_s: float) -> Outcome:
+    begin = time.perf_counter()
+    outcome = _judged(fn, call, deadline_s)
+    return outcome._replace(seconds=time.perf_counter() - begin)
+
+
+def _judged(fn: RewardFn, call: Callable[[], Noted], deadline_s: float) -> Outcome:
     try:
         with _alarm(deadline_s):
             value, note = call()

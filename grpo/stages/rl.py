@@ -22,7 +22,8 @@ from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
-from grpo.run.records import JsonLines
+from grpo.run.records import JsonLines, read_jsonl_rows
+from grpo.run.watch import Watch
 from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.keeping import Keeper
@@ -31,6 +32,8 @@ from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
+from rewards.repetition import repeated_ngram_share
+from rewards.words import words
 from rollout.faults import fault_point
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
@@ -79,9 +82,11 @@ def _train(
         work.trainer(spec) as trainer,
         JsonLines(folder / "metrics.jsonl") as metrics_file,
         JsonLines(folder / "samples.jsonl") as samples_file,
+        JsonLines(folder / "alarms.jsonl") as alarms_file,
     ):
-        keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file])
+        keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file, alarms_file])
         loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
+        watch = watch_over(rewards)
         saved = keeper.resume("step")
         if saved is None:
             loop.prove_sync()
@@ -89,12 +94,16 @@ def _train(
         else:
             loop.go_on(saved.step, saved.state["loop"])
             first, kept, metrics = saved.step, drawn_from_json(saved.state["ahead"]), dict(saved.state["metrics"])
+            watch.catch_up(read_jsonl_rows(metrics_file.path))
         with loop.drawing(first, kept):
             for step in range(first, stage.steps):
                 with keeper.step(step + 1) as end:
                     metrics, rows = loop.step(step)
                     metrics_file.write({"step": step + 1, **metrics})
                     samples_file.write_all(rows)
+                    for alarm in watch.step(step + 1, metrics):
+                        alarms_file.write(vars(alarm))
+                        work.progress.say(f"  alarm, step {step + 1}: {alarm.text}")
                     end.state = partial(loop.state, step, metrics)
                 work.progress.step(step + 1, stage.steps, metrics)
         trainer.save(folder / "model")
@@ -188,6 +197,7 @@ class _Loop:
             **_group_metrics(self.work, groups, advantages_PG),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
+            **_reward_latency(self.rewards),
             **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
             "rollout/tokens_per_s": drawn.tokens_per_s,
             "sync/version": self.version,
@@ -424,6 +434,7 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
         "rollout/well_formed_frac": float(np.mean(formed)),
+        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(sample.completion.text), 4) for sample in samples])),
     }
     for name in samples[0].parts:
         known = [value for sample in samples if (value := sample.parts[name]) is not None]
@@ -439,6 +450,22 @@ def _reward_failures(rewards: RewardRuntime) -> dict[str, float]:
             if number:
                 counts[f"reward/{name}_{kind}"] = number
     return {name: float(number) for name, number in counts.items()}
+
+
+def _reward_latency(rewards: RewardRuntime) -> dict[str, float]:
+    """Seconds that a sample took with each reward: the mean, and what 95% stay below."""
+    metrics = {}
+    for name, seconds in rewards.seconds.items():
+        if seconds:
+            metrics |= {f"reward/{name}_s": float(np.mean(seconds)), f"reward/{name}_p95_s": float(np.percentile(seconds, 95))}
+    return metrics
+
+
+def watch_over(rewards: RewardRuntime) -> Watch:
+    """A watch that tells rules from models, and leaves out rewards that weigh nothing."""
+    paid = [name for name, spec in rewards.specs.items() if spec.weight]
+    models = [name for name in paid if rewards.rewards[name].options.by_model]
+    return Watch([name for name in paid if name not in models], models, rewards.accuracy)
 
 
 def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from grpo.policy.trainer import TrainerSpec
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RESERVED, RewardFn, RewardRuntime, RewardSpec, canary_problems
+from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -181,32 +181,49 @@ class Workplace:
         """
         self.progress.doing("loading the rewards")
         rewards.load()
+        if self.recipe.canary == "":
+            return
+        self.progress.doing("trying the rewards on gold answers")
         rows = [prompt.columns for prompt in prompts]
         rewards.expect_columns({name for row in rows for name in row})
-        problems = []
-        for number, name in enumerate(name for name in rewards.rewards if name in rewards.required):
-            fn = rewards.rewards[name]
-            gold = fn.options.gold or "answer"
-            tried = [row for row in rows if gold in row and not fn.missing({*row, *RESERVED})]
-            if self.recipe.canary != "" and tried and (number == 0 or fn.options.gold):
-                self.progress.doing("trying the rewards on gold answers")
-                problems += canary_problems(rewards, tried, partial(self._right_completion, fn), name=name, column=gold)
+        by_gold = [name for name in rewards.rewards if name in rewards.required and rewards.rewards[name].options.gold]
+        tried = dict.fromkeys(name for name in (rewards.accuracy, *by_gold) if name is not None)
+        problems = [problem for name in tried for problem in self._gold_problems(rewards, name, rows)]
         if problems:
             raise DataError(
                 "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
-                "written):\n  " + "\n  ".join(problems)
+                "written; '' tries nothing):\n  " + "\n  ".join(problems)
             )
 
-    def _right_completion(self, fn: RewardFn, answer: str) -> str:
-        """How a completion that is right by ``fn`` is written."""
-        if self.recipe.canary:
-            return self.recipe.canary.replace("{answer}", answer)
-        tags = self.recipe.tags
-        written = fn.options.write(answer) if fn.options.write else rf"\boxed{{{answer}}}"
-        return f"<{tags.think}> see below </{tags.think}> <{tags.answer}> {written} </{tags.answer}>"
+    def _gold_problems(self, rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What is wrong with reward ``name`` on the rows that it can judge, with right completions written as it likes them best."""
+        fn = rewards.rewards[name]
+        gold = fn.options.gold or "answer"
+        known = [row for row in rows if gold in row and not fn.missing({*row, *RESERVED})]
+        refused: list[list[str]] = []
+        crashed: list[list[str]] = []
+        for write in self._right_completions(fn) if known else []:
+            try:
+                refused.append(canary_problems(rewards, known, write, name=name, column=gold))
+            except RewardError as error:
+                crashed.append([str(error)])
+            rewards.forget_statistics()
+            if refused and not refused[-1]:
+                return []
+        return min(refused or crashed, key=len, default=[])
+
+    def _right_completions(self, fn: RewardFn) -> list[Callable[[str], str]]:
+        """From an answer to a completion that is right by ``fn``, in each of the ways that one may be written."""
+        tags, canary, wanted = self.recipe.tags, self.recipe.canary, fn.options.write
+        if canary is not None:
+            return [partial(canary.replace, "{answer}")]
+        written, *others = [partial(text.replace, "{answer}") for text in right_completions(tags.think, tags.answer)]
+        bare = others[-1]
+        return [written, *others] if wanted is None else [lambda answer: bare(wanted(answer))]
 
     def reward_spec(self, use: RewardUse) -> RewardSpec:
-        return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required)
+        allowed = 0.0 if use.on_error == "stop" else use.max_error_frac
+        return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required, allowed)
 
     def close(self) -> None:
         if self._pool is not None:

@@ -50,6 +50,10 @@ Problems = Callable[..., list[str]]
         ),
         ("evaluation={prompts: sums, accuracy: {use: math, weight: [[0, 1]]}}", "and there are none here; write a number"),
         ("stages.reason.rewards=[{use: math}, {use: math}]", "two rewards are called 'math'; give one another name: ..."),
+        (
+            "stages.reason.rewards=[{use: math, on_error: stop, max_error_frac: 0.1}]",
+            "on_error: stop ends the run at the first failure, and max_error_frac 0.1 allows some; delete one of them",
+        ),
         ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
         (
             "stages.harvest.keep={min_reward: {mth: 1}}",

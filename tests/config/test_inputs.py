@@ -97,6 +97,8 @@ def test_a_task_of_reasoning_gym_is_checked_with_its_settings(problems: Problems
 def test_a_misspelt_reward_setting_or_weight_is_a_problem(problems: Problems, sound: str) -> None:
     (line,) = problems(sound, "stages.reason.rewards=[{use: math, wieght: 2}]")
     assert "reward 'math' has no setting 'wieght'" in line and line.endswith("did you mean 'weight'?")
+    (line,) = problems(sound, "stages.reason.rewards=[{use: math, on_eror: stop}]")
+    assert line.endswith("did you mean 'on_error'?")
     (line,) = problems(sound, "stages.reason.rewards=[{use: mth}]")
     assert "unknown reward 'mth'; did you mean 'math'?" in line
 

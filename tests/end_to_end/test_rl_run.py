@@ -45,8 +45,12 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
         assert row["reward/few_tokens"] < 0
+        assert 0 < row["reward/few_tokens_s"] <= row["reward/few_tokens_p95_s"] < 5
+        assert 0 <= row["rollout/repeated_4gram_frac"] < 1
         assert 0 < row["rollout/logprob_gap"] < 0.1  # at temperature 0.7: without the division it is ten times that
         assert row["loss/clipped_frac"] == 0  # one update a rollout: the ratio is 1
+
+    assert rows_of(finished / "01-reason" / "alarms.jsonl") == []
 
     samples = rows_of(finished / "01-reason" / "samples.jsonl")
     assert len(samples) == 2 * 4 * 4
@@ -272,3 +276,21 @@ def test_a_reward_that_calls_everything_right_is_found_out_before_anything_is_tr
     assert "the rewards cannot be trusted with these rows" in result.stderr
     assert "scores 1 by 'generous', not 0; row: {" in result.stderr
     assert not (tmp_path / "run" / "01-reason" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_too_often_ends_the_run_and_one_that_may_is_counted(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    (small_rl.parent / "shaky.py").write_text(
+        "def shaky(prompt_id: str, num_tokens: int) -> float:\n"
+        "    if int(prompt_id.split('/')[1]) % 2:\n        raise RuntimeError('the judge is out')\n"
+        "    return -float(num_tokens)\n"
+    )
+    use = f"use: '{small_rl.parent}/shaky.py:shaky', required: true"
+    stopped = grpo("run", small_rl, f"stages.reason.rewards=[{{{use}, on_error: stop}}]", "--out", tmp_path / "stopped")
+    assert stopped.returncode == 1
+    assert "more than its max_error_frac of 0 allows" in stopped.stderr and "RuntimeError: the judge is out" in stopped.stderr
+    skipped = grpo("run", small_rl, f"stages.reason.rewards=[{{{use}, max_error_frac: 0.99}}]", "--out", tmp_path / "skipped")
+    assert skipped.returncode == 0, skipped.stderr
+    steps = rows_of(tmp_path / "skipped" / "01-reason" / "metrics.jsonl")
+    assert all(row["reward/unjudged"] == row.get("reward/shaky_error", 0) for row in steps) and steps[0]["reward/unjudged"] > 0
+    assert skipped.stdout.count("the judge is out") == 1

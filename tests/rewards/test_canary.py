@@ -56,7 +56,7 @@ def test_equal_golds_in_other_words_are_no_wrong_answers(runtime: RewardRuntime)
     assert canary_problems(runtime, rows, render) == []
 
 
-def test_without_a_required_reward_there_is_nothing_to_check() -> None:
+def test_without_a_reward_that_reads_answers_there_is_nothing_to_check() -> None:
     with RewardRuntime([RewardSpec("format")]) as runtime:
         assert canary_problems(runtime, ROWS, render) == []
 
@@ -69,3 +69,79 @@ def test_an_opinion_is_not_held_to_gold_answers() -> None:
         assert canary_problems(runtime, ROWS, render, name="judge") == []
     with RewardRuntime([judge, RewardSpec("math")]) as runtime:
         assert len(canary_problems(runtime, ROWS, lambda answer: f"The answer is {answer}")) == 8
+
+
+@pytest.mark.parametrize("is_required", [True, False])
+def test_a_verifier_that_never_says_yes_is_refused_with_all_eight_rows(reward_file: Callable[..., Path], is_required: bool) -> None:
+    folder = reward_file("def broken(completion, answer):\n    return 0.0\n")
+    with RewardRuntime([RewardSpec("./mine.py:broken", required=is_required)], base=folder) as runtime:
+        problems = canary_problems(runtime, ROWS, render)
+    assert len(problems) == 8
+    for number, problem in zip(range(0, 40, 5), problems, strict=True):
+        assert problem.startswith(f"row {number}: its own gold answer '{2 * number}' scores 0.0 by 'broken', no")
+        assert f"row: {{'question': '{number} + {number}', 'answer': '{2 * number}'}}" in problem
+
+
+def test_a_swapped_column_is_refused_with_all_eight_rows(runtime: RewardRuntime) -> None:
+    """Questions where answers belong. Each equals itself, and math-verify reads a value in it, so that scores alone show nothing."""
+    rows = [{"question": row["answer"], "answer": f"What is {row['question']}, please?"} for row in ROWS]
+    problems = canary_problems(runtime, rows, render)
+    assert len(problems) == 8
+    assert problems[1].startswith("row 5: its gold answer 'What is 5 + 5, please?' is a question; name the column of answers")
+    assert problems[1].endswith("row: {'question': '10', 'answer': 'What is 5 + 5, please?'}")
+
+
+def test_answers_of_other_rows_are_refused_where_completions_are_checked_against_the_question(reward_file: Callable[..., Path]) -> None:
+    """A verifier that computes the answer itself finds out that each row has its neighbour's."""
+    folder = reward_file(
+        """
+        def computes(completion, question, answer):
+            left, right = question.split(" + ")
+            return float(f">{int(left) + int(right)}<" in completion)
+        """
+    )
+    shifted = [{**row, "answer": ROWS[index - 1]["answer"]} for index, row in enumerate(ROWS)]
+    with RewardRuntime([RewardSpec("./mine.py:computes", required=True)], base=folder) as runtime:
+        assert canary_problems(runtime, ROWS, render) == []
+        assert len(canary_problems(runtime, shifted, render)) == 8
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ("Janet sells 16 - 3 = <<16-3=13>>13 eggs.\n#### {}", "is a worked solution: the answer is only what follows ####"),  # GSM8K
+        ("First we add both numbers, then we look at what that makes: $\\boxed{{{}}}$.", "is a text of 12 words, not an answer"),  # MATH
+        ("<answer>{}</answer> is right", "scores None (abstained) by 'math', not 1"),
+        ("nobody knows", "scores None (abstained) by 'math', not 1"),
+    ],
+)
+def test_gold_answers_in_the_wrong_form_are_refused_with_all_eight_rows(runtime: RewardRuntime, form: str, says: str) -> None:
+    rows = [{**row, "answer": form.format(row["answer"])} for row in ROWS]
+    problems = canary_problems(runtime, rows, render)
+    assert sum(says in problem and "; row: {'question': '" in problem for problem in problems) == 8
+
+
+def test_answers_with_units_and_in_words_are_answers(runtime: RewardRuntime) -> None:
+    rows = [
+        {"answer": answer} for answer in ("10 apples", "$3 per hour", r"x \in \{1, 2\}", r"\text{Evelyn}", "sin x + log y", "x=3 or x=5")
+    ]
+    assert canary_problems(runtime, rows, render) == []
+
+
+def test_a_reward_on_another_scale_passes_where_it_ever_prefers_a_right_answer(reward_file: Callable[..., Path]) -> None:
+    folder = reward_file(
+        """
+        def near(completion, answer):
+            return -abs(int(completion.split("<answer>")[1].split("<")[0]) - int(answer))
+
+        def far(completion, answer):
+            return -near(completion, answer)
+        """
+    )
+    with (
+        RewardRuntime([RewardSpec("./mine.py:near")], base=folder) as near,
+        RewardRuntime([RewardSpec("./mine.py:far")], base=folder) as far,
+    ):
+        assert canary_problems(near, ROWS, render) == []
+        problems = canary_problems(far, ROWS, render)
+    assert len(problems) == 8 and "scores 0.0 by 'far', no more than wrong ones: '10' 10.0, '20' 20.0" in problems[0]

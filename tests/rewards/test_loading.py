@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
-from rewards import SHIPPED, RewardError, check_reward, load_reward
+from rewards import SHIPPED, RewardError, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward
+from rewards.load import installed_rewards
 
 MINE = """
     from rewards import reward
@@ -135,3 +137,47 @@ def test_a_sound_reward_has_no_problems(reward_file: Callable[..., Path]) -> Non
 def test_a_misspelt_column_is_suggested() -> None:
     (problem,) = check_reward("exact", {}, columns=["anwser"])
     assert problem == "reward 'exact': column 'answer' not found; found ['anwser']; did you mean 'anwser'?"
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a distribution with entry points where Python finds installed ones: a module and a dist-info folder on sys.path."""
+
+    def install(name: str, module: str, **points: str) -> None:
+        site = tmp_path / f"site-{name}"
+        (site / f"{name}-1.0.dist-info").mkdir(parents=True)
+        (site / f"{name}.py").write_text(dedent(module))
+        (site / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = "".join(f"{point} = {value}\n" for point, value in points.items())
+        (site / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[grpo.rewards]\n{lines}")
+        monkeypatch.syspath_prepend(site)
+
+    return install
+
+
+SHORT = "def short(completion: str, *, limit: int = 3) -> float:\n    return float(len(completion) <= limit)\n"
+
+
+def test_an_installed_reward_is_named_like_a_shipped_one(distribution: Callable[..., None]) -> None:
+    distribution("brevity", SHORT, short="brevity:short", math="brevity:short", gone="brevity:gone", three="brevity:__name__")
+    fn = load_reward("short", limit=5)
+    assert fn.name == fn.ref == "short" and fn(completion="12345") == 1 and fn(completion="123456") == 0
+    assert load_reward("math").function.__module__ == "rewards.math"
+    assert installed_rewards() == {"short": "brevity:short", "gone": "brevity:gone", "three": "brevity:__name__"}
+    assert check_reward("short", {"limt": 5}) == ["reward 'short' has no setting 'limt'; did you mean 'limit'?; it has: limit"]
+    assert "did you mean 'short'?" in check_reward("shrt", {})[0] and "installed: short, gone, three" in check_reward("shrt", {})[0]
+    assert check_reward("gone", {})[0].startswith("reward 'gone': the installed brevity:gone cannot be loaded: AttributeError")
+    assert check_reward("three", {}) == ["reward 'three': the installed brevity:__name__ is str, not a function"]
+
+
+def test_two_distributions_that_offer_the_same_name_are_told_apart(distribution: Callable[..., None]) -> None:
+    distribution("brevity", SHORT, short="brevity:short")
+    distribution("terse", SHORT, short="terse:short")
+    assert check_reward("short", {}) == ["reward 'short' is offered more than once: brevity:short, terse:short; write one of these instead"]
+    assert load_reward("terse:short")(completion="abc") == 1
+
+
+def test_an_installed_reward_scores_in_the_processes_of_the_runtime(distribution: Callable[..., None]) -> None:
+    distribution("brevity", SHORT, short="brevity:short")
+    with RewardRuntime([RewardSpec("short")]) as runtime:
+        assert [one.reward for one in runtime.score([ScoreInput({"completion": text}) for text in ("abc", "abcd")])] == [1, 0]

@@ -13,6 +13,7 @@ from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput
 
 MINE = """
     import sys
+    import time
     from rewards import Undecidable, reward
 
     def returns(completion):
@@ -43,6 +44,18 @@ MINE = """
 
     def loads_torch(completion):
         return float("torch" in sys.modules)
+
+    def sleeps(completion):
+        time.sleep(float(completion))
+        return 1.0
+
+    def sleeps_once(completions):
+        time.sleep(0.08)
+        return [1.0] * len(completions)
+
+    @reward(by_model=True)
+    def judge(completion, answer):
+        return 1.0
 """
 
 
@@ -180,3 +193,54 @@ def test_every_thread_gets_its_own_scores(runtime, samples) -> None:
 def test_a_worker_loads_only_what_its_rewards_load(runtime, samples) -> None:
     """Even when the driver has torch: a worker does not import the driver's __main__."""
     assert runtime(RewardSpec("./mine.py:loads_torch")).score(samples("a"))[0].reward == 0
+
+
+def test_a_reward_that_fails_on_too_large_a_share_stops(runtime, samples) -> None:
+    """Two of four fail: a bound of a half allows it, one of 0.4 does not."""
+    texts = samples("a", "x", "b", "x")
+    allowed = runtime(RewardSpec("./mine.py:raises_on_x", max_error_frac=0.5))
+    assert [one.reward for one in allowed.score(texts)] == [1, None, 1, None]
+    strict = runtime(RewardSpec("./mine.py:raises_on_x", max_error_frac=0.4))
+    with pytest.raises(
+        RewardError, match=r"failed on 2 of 4 samples, more than its max_error_frac of 0\.4 allows; the first, sample 1:"
+    ) as raised:
+        strict.score(texts)
+    assert 'raise ValueError("x is not a completion")' in str(raised.value)
+
+
+def test_undecidable_and_abstained_samples_are_no_failures(runtime, samples) -> None:
+    scorer = runtime(
+        RewardSpec("./mine.py:silent_if_undecidable", max_error_frac=0.0), RewardSpec("./mine.py:always_needed", max_error_frac=0.0)
+    )
+    assert [one.notes["always_needed"] for one in scorer.score(samples("a", "b"))] == ["abstained"] * 2
+
+
+def test_missed_deadlines_count_as_failures(runtime, samples) -> None:
+    scorer = runtime(RewardSpec("./mine.py:sleeps", max_error_frac=0.4), deadline_s=0.1)
+    with pytest.raises(RewardError, match=r"'sleeps' failed on 1 of 2 samples.*\n*no result within 0\.1 s"):
+        scorer.score(samples("0", "5"))
+
+
+def test_latency_is_that_of_each_sample(runtime, samples) -> None:
+    """A sample that sleeps 50 ms takes 50 ms; four in one batch call that sleeps 80 ms take 20 ms each."""
+    scorer = runtime(RewardSpec("./mine.py:sleeps"), RewardSpec("./mine.py:sleeps_once"))
+    scored = scorer.score(samples("0.05", "0", "0", "0"))
+    assert 0.05 <= scored[0].seconds["sleeps"] < 1 and scored[1].seconds["sleeps"] < 0.05
+    shares = [one.seconds["sleeps_once"] for one in scored]
+    assert len(set(shares)) == 1 and 0.02 <= shares[0] < 0.25
+    taken = scorer.seconds
+    assert taken["sleeps"] == [one.seconds["sleeps"] for one in scored] and taken["sleeps_once"] == shares
+    assert scorer.seconds == {"sleeps": [], "sleeps_once": []}
+
+
+@pytest.mark.parametrize(
+    ("specs", "name"),
+    [
+        ((RewardSpec("format"), RewardSpec("exact"), RewardSpec("math")), "math"),  # required
+        ((RewardSpec("format"), RewardSpec("exact")), "exact"),  # reads a column answer
+        ((RewardSpec("./mine.py:judge", required=True), RewardSpec("exact")), "exact"),  # a model's verdict is not the truth
+        ((RewardSpec("format"), RewardSpec("./mine.py:judge", required=True)), None),
+    ],
+)
+def test_the_accuracy_reward_is_a_rule_that_is_required_or_reads_the_answer(runtime, specs, name) -> None:
+    assert runtime(*specs).accuracy == name

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from grpo.algorithm import GRPO
 from grpo.algorithm.advantages import group_centre
-from grpo.config import RewardUse
-from grpo.stages.rl import group_advantages
+from grpo.config import RewardUse, Tags
+from grpo.run.records import JsonLines
+from grpo.run.watch import Watch
+from grpo.stages.rl import _group_metrics, _reward_failures, _reward_latency, group_advantages, watch_over
 from grpo.stages.scoring import score_groups, score_inputs, weights_at
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
@@ -105,3 +110,41 @@ def test_per_reward_advantages_count_the_rewards_in_force(base: Path) -> None:
         groups = score_groups(runtime, PROMPTS[:1], [DRAWN[0][:2]], weights)
     half = 3 / math.sqrt(2)
     assert group_advantages(replace(GRPO, per_reward=True), groups, weights).ravel().tolist() == pytest.approx([half, -half])
+
+
+def test_the_watch_tells_rules_from_models_and_leaves_out_what_weighs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "judges.py").write_text(
+        "from rewards import reward\n\n@reward(by_model=True)\ndef judge(completion):\n    return 1.0\n\ndef free(completion):\n    return 1.0\n"
+    )
+    specs = [RewardSpec("./judges.py:judge"), RewardSpec("format"), RewardSpec("math"), RewardSpec("./judges.py:free", weight=0.0)]
+    with RewardRuntime(specs, base=tmp_path) as rewards:
+        watch = watch_over(rewards)
+    assert (watch.rules, watch.models, watch.accuracy) == (["format", "math"], ["judge"], "math")
+
+
+def test_a_step_logs_latency_failures_and_repetition(base: Path) -> None:
+    """Of six samples one abstains; one repeats "a b c d" once: of its five 4-grams one is a repetition, and 1/5 shared by six is 1/30."""
+    drawn = [DRAWN[0], [*DRAWN[1][:2], completion("21")]]
+    specs = [RewardSpec("./mine.py:near", required=True), RewardSpec("format")]
+    with RewardRuntime(specs, base=base) as runtime:
+        groups = score_groups(runtime, PROMPTS, drawn)
+        failures, latency = _reward_failures(runtime), _reward_latency(runtime)
+        assert _reward_latency(runtime) == {}
+    assert failures == {"reward/near_abstained": 1.0}
+    assert latency.keys() == {"reward/near_s", "reward/near_p95_s", "reward/format_s", "reward/format_p95_s"}
+    assert 0 < latency["reward/near_s"] <= latency["reward/near_p95_s"] < 1
+    looping = replace(groups[0].samples[0], completion=completion("a b c d a b c d"))
+    groups[0] = replace(groups[0], samples=(looping, *groups[0].samples[1:]))
+    work = SimpleNamespace(recipe=SimpleNamespace(tags=Tags()))
+    metrics = _group_metrics(work, groups, np.zeros((2, 3)))  # type: ignore[arg-type]
+    assert metrics["rollout/repeated_4gram_frac"] == pytest.approx(1 / 30)
+
+
+def test_alarms_are_written_as_one_object_a_line(tmp_path: Path) -> None:
+    watch = Watch(("math",), (), "math")
+    with JsonLines(tmp_path / "alarms.jsonl") as file:
+        for step in range(1, 31):
+            for alarm in watch.step(step, {"loss/kl": 0.05 if step < 29 else 1.0}):
+                file.write(vars(alarm))
+    (row,) = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    assert row["step"] == 30 and row["alarm"] == "kl_jumps" and row["evidence"] == {"loss/kl": [0.05, 1.0], "steps": 20}
