@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from grpo.config import DistillStage, EvalStage, MadeModel, Recipe, RejectStage, RlStage, SftStage
+from grpo.config import DistillStage, EvalStage, MadeModel, Mixture, Recipe, RejectStage, RlStage, SftStage, Weighted
 from grpo.contradictions import contradictions
 from grpo.inputs import input_findings
 from grpo.problems import Finding, Keys, in_reading_order, listed, suggestion
@@ -75,11 +75,12 @@ def _references(recipe: Recipe) -> Iterator[Finding]:
         yield from _source(recipe, ("evaluation", "prompts"), recipe.evaluation.prompts, "an evaluation's prompts")
 
 
-def _row_references(recipe: Recipe, index: int, key: str, names: str | list[str] | None, verb: str) -> Iterator[Finding]:
+def _row_references(recipe: Recipe, index: int, key: str, names: Mixture | None, verb: str) -> Iterator[Finding]:
     if isinstance(names, str):
         yield from _reference(recipe, index, (key,), names, verb, "a dataset")
-    for number, name in enumerate(names if isinstance(names, list) else ()):
-        yield from _reference(recipe, index, (key, number), name, verb, "a dataset")
+    for number, entry in enumerate(names if isinstance(names, list) else ()):
+        keys: Keys = (key, number, "use") if isinstance(entry, Weighted) else (key, number)
+        yield from _reference(recipe, index, keys, entry.use if isinstance(entry, Weighted) else entry, verb, "a dataset")
 
 
 def _reference(recipe: Recipe, index: int, keys: Keys, name: str, verb: str, wanted: Literal["a model", "a dataset"]) -> Iterator[Finding]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DistillStage, EvalStage, RejectStage, RlStage, SftStage
+from grpo.config import FILE_KEYS, DistillStage, EvalStage, RejectStage, RlStage, SftStage, source_names
+from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
 from grpo.run.folder import RunFolder
@@ -102,8 +103,7 @@ def inputs_of(stage: AnyStage) -> Iterator[str]:
     if isinstance(stage.from_, str):
         yield stage.from_
     for key in ("data", "prompts", "teacher"):
-        value = getattr(stage, key, None)
-        yield from [value] if isinstance(value, str) else value or []
+        yield from source_names(getattr(stage, key, None))
     for mix in getattr(stage, "mix", []):
         yield mix.use
 
@@ -123,8 +123,12 @@ def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:
         *(source.generator or "" for source in recipe.data.values()),
     ]
     names = [ref.rpartition(":")[0] for ref in refs if ".py:" in ref] + [recipe.template]
-    names += [file for source in recipe.data.values() for file in (source.jsonl, source.csv, source.parquet) if file]
+    for source in recipe.data.values():
+        given = {**source.given, "measured": source.measured}
+        names += [given[key] for key in FILE_KEYS if given.get(key)]
     paths = {name: loaded.base / name for name in names}
+    for folder in [name for name, path in paths.items() if path.is_dir()]:
+        paths |= {file.relative_to(loaded.base / folder).as_posix(): file for file in data_files(loaded.base / folder)}
     return {name: _hash_of_file(path) for name, path in paths.items() if path.is_file()}
 
 

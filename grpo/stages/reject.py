@@ -31,7 +31,10 @@ def collect(
     """Sample, score and filter; returns the kept rows and the counts. All samples are written to samples.jsonl, with why they were dropped."""
     assert stage.prompts is not None, "the graph check lets no such recipe through"
     model = work.checkpoint(model_name)
-    prompts = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows).prompts
+    prompt_set = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows)
+    prompts = prompt_set.prompts
+    if prompt_set.num_too_long:
+        work.progress.say(f"  left out {prompt_set.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
     with work.rewards(stage.rewards) as rewards:
         work.try_rewards(rewards, prompts)
         completions = work.pool(model).sample(

@@ -17,13 +17,14 @@ import torch
 from grpo.algorithm import Algorithm, load_algorithm
 from grpo.algorithm.advantages import batch_normalised
 from grpo.config import RlStage
-from grpo.data.order import indices_of_step
+from grpo.data.order import prompt_order, source_of, taken
 from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages import eval as evaluation
+from grpo.stages.dynamic import Refilled, refill
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
@@ -45,7 +46,7 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     start = work.checkpoint(stage.from_)
     for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
         work.progress.say(f"  {stage.algorithm}: {deviation}")
-    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens)
+    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens, is_endless=True)
     if prompts.num_too_long:
         work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
     with work.rewards(stage.rewards) as rewards:
@@ -127,23 +128,29 @@ class _Loop:
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stop=tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
+        self.order = prompt_order(stage, prompts, self.seed)
+        self.position = 0  # in the order: prompts consumed so far
         self.errors_said: set[str] = set()
+        self.warned_of_equal_groups = False
         self.ahead = ThreadPoolExecutor(1, thread_name_prefix="rollout-ahead")
         self.drawn_ahead: Future[list[list[Completion]]] | None = None
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
         stage, clock = self.stage, _Clock()
-        chosen = self.prompts_of(step)
+        chosen = self.prompts_at(self.position, stage.prompts_per_step)
+        self.position += len(chosen)
         with clock("rollout"):
             completions = self.drawn_ahead.result() if self.drawn_ahead else self.draw(chosen, step)
             staleness = self.pool.version - min(completion.version for drawn in completions for completion in drawn)
         self.drawn_ahead = None
         if self.work.recipe.rollout.max_staleness and step + 1 < stage.steps:
-            self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_of(step + 1), step + 1)
+            self.drawn_ahead = self.ahead.submit(self.draw, self.prompts_at(self.position, stage.prompts_per_step), step + 1)
         with clock("reward"):
             groups = score_groups(self.rewards, chosen, completions)
             self.say_new_reward_errors()
+        refilled = self.refilled(groups, step, clock)
+        groups = refilled.groups
         with clock("update"):
             advantages_PG = self.advantages(groups)
             bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
@@ -156,9 +163,12 @@ class _Loop:
             receipts = self.pool.sync(lambda: self.trainer.export(version, self.work.recipe.rollout.dtype), version)
         metrics = {
             **_group_metrics(self.work, groups, advantages_PG),
+            **_metrics_by_source(groups),
+            **(refilled.metrics() if stage.dynamic_sampling else {}),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
-            "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in groups for s in g.samples) / clock.seconds["rollout"],
+            "rollout/tokens_per_s": sum(len(s.completion.tokens) for g in (*groups, *refilled.replaced) for s in g.samples)
+            / clock.seconds["rollout"],
             "sync/version": version,
             "sync/tensors": receipts[0].num_tensors
             if receipts
@@ -169,10 +179,29 @@ class _Loop:
         if stage.eval_every and (step + 1) % stage.eval_every == 0:
             with clock("eval"):
                 metrics |= self.evaluate()
-        return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
+        unused = _rows(refilled.replaced, np.zeros((len(refilled.replaced), stage.samples_per_prompt)), step)
+        return {**metrics, **clock.metrics()}, [*_rows(groups, advantages_PG, step), *({**row, "replaced": True} for row in unused)]
 
-    def prompts_of(self, step: int) -> list[Prompt]:
-        return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
+    def prompts_at(self, position: int, count: int) -> list[Prompt]:
+        return [self.prompts[i] for i in taken(self.order, position, count)]
+
+    def refilled(self, groups: list[Group], step: int, clock: _Clock) -> Refilled:
+        """The step's groups, those of equal rewards replaced where the stage asks for it."""
+        if self.stage.dynamic_sampling is None:
+            return Refilled(groups, [], self.position, 0, 0)
+
+        def draw(prompts: Sequence[Prompt]) -> list[Group]:
+            with clock("rollout"):
+                completions = self.draw(prompts, step)
+            with clock("reward"):
+                return score_groups(self.rewards, prompts, completions)
+
+        refilled = refill(groups, self.prompts_at, draw, self.position, self.stage.dynamic_sampling.max_rounds)
+        self.position = refilled.position
+        if (warning := refilled.warning()) and not self.warned_of_equal_groups:
+            self.work.progress.say(f"  step {step + 1}: {warning} (rollout/groups_unfilled counts them; said once)")
+            self.warned_of_equal_groups = True
+        return refilled
 
     def draw(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
         return self.pool.sample(
@@ -369,6 +398,19 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
     return metrics
 
 
+def _metrics_by_source(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean reward and number of groups of each source, where a step has several."""
+    by_source: dict[str, list[Group]] = {}
+    for group in groups:
+        by_source.setdefault(source_of(group.prompt), []).append(group)
+    metrics: dict[str, float] = {}
+    for name, members in by_source.items() if len(by_source) > 1 else ():
+        judged = [sample.reward for group in members for sample in group.samples if sample.reward is not None]
+        metrics[f"by_source/{name}_reward"] = float(np.mean(judged)) if judged else float("nan")
+        metrics[f"by_source/{name}_groups"] = float(len(members))
+    return metrics
+
+
 def _reward_failures(rewards: RewardRuntime) -> dict[str, float]:
     """How often each reward failed or abstained in this step; only what happened."""
     counts: Counter[str] = Counter()
@@ -420,7 +462,7 @@ class _Clock:
         self._entered = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = time.monotonic() - self._entered
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._entered
 
     def metrics(self) -> dict[str, float]:
         return {**{f"time/{name}_s": seconds for name, seconds in self.seconds.items()}, "time/step_s": time.monotonic() - self._began}

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grpo.config import Recipe, RewardUse, RlStage, StageBase
-from grpo.data.sources import Row, load_source, read_jsonl
+from grpo.config import Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
+from grpo.data.files import Row, read_jsonl
+from grpo.data.held_out import held_out_sources
+from grpo.data.order import cut_to_weights
+from grpo.data.sources import Sources
 from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
@@ -56,24 +59,41 @@ class Workplace:
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
         self._rows: dict[str, list[Row]] = {}
+        self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens)
 
     # ------------------------------------------------------------------------------------------------------------------- data
 
-    def rows(self, names: str | Sequence[str]) -> list[Row]:
-        """Rows of data sources and of earlier stages' datasets, in the order named."""
-        names = [names] if isinstance(names, str) else names
-        return [row for name in names for row in self._rows_of(name)]
+    def rows(self, sources: Mixture) -> list[Row]:
+        """Rows of data sources and of earlier stages' datasets, in the order named; with weights, as many of each as they say."""
+        return [row for _, rows in self._parts(sources) for _, row in rows]
+
+    def _parts(self, sources: Mixture, limit: int | None = None) -> list[tuple[str, list[tuple[int, Row]]]]:
+        """Of each source its name and its numbered rows: the first ``limit``, and of a mixture the share that its weight gives."""
+        parts = [(name, list(enumerate(self._rows_of(name)[:limit]))) for name in source_names(sources)]
+        weights = source_weights(sources)
+        if weights is None:
+            return parts
+        chosen = cut_to_weights([len(rows) for _, rows in parts], [weights[name] for name, _ in parts], self.recipe.seed)
+        mixed = [(name, [rows[i] for i in kept]) for (name, rows), kept in zip(parts, chosen, strict=True)]
+        used = ", ".join(f"{len(kept)} of {len(rows)} rows of {name}" for (name, kept), (_, rows) in zip(mixed, parts, strict=True))
+        self.progress.say(f"  mixture: {used}")
+        return mixed
 
     def prompts(
-        self, names: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, limit: int | None = None
+        self,
+        sources: Mixture,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        limit: int | None = None,
+        is_endless: bool = False,
     ) -> PromptSet:
-        """The rows of ``names`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError."""
-        names = [names] if isinstance(names, str) else list(names)
-        prompts = [
-            self.template.prompt(row, f"{name}/{index}", tokenizer)
-            for name in names
-            for index, row in enumerate(self._rows_of(name)[:limit])
-        ]
+        """The rows of ``sources`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError.
+
+        A prompt's id is "source/row". ``is_endless``: all rows, also of a mixture, because whoever draws from them keeps to its weights.
+        """
+        names = source_names(sources)
+        parts = self._parts(list(names) if is_endless else sources, limit)
+        prompts = [self.template.prompt(row, f"{name}/{index}", tokenizer) for name, rows in parts for index, row in rows]
         fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_tokens]
         if not fitting:
             lengths = sorted(len(prompt.tokens) for prompt in prompts) or [0]
@@ -89,8 +109,18 @@ class Workplace:
             if isinstance(artifact, Dataset):
                 self._rows[name] = read_jsonl(artifact.path / "rows.jsonl")
             else:
-                self._rows[name] = load_source(name, self.recipe.data, self.base, self.recipe.tags)
+                loaded = self._sources.load(name)
+                self._rows[name] = loaded.rows
+                if loaded.dropped:
+                    self.progress.say(f"  data source {name!r}: {loaded}")
+            for row in self._rows[name]:
+                row.setdefault("data_source", name)
         return self._rows[name]
+
+    def _prompt_tokens(self, prompt: Any) -> int:
+        """The length of a prompt as the recipe's model receives it."""
+        tokenizer = self.tokenizer(self.checkpoint("base").path)
+        return len(self.template.prompt({"prompt": prompt}, "", tokenizer).tokens)
 
     def checkpoint(self, name: str) -> Checkpoint:
         artifact = self.artifacts[name]
