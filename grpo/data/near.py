@@ -19,7 +19,6 @@ from rewards.words import CJK
 TOKEN = re.compile(rf"\d+(?:[.,]\d+)*|[{CJK}]|(?:(?![{CJK}\d_])\w)+|[^\w\s]|_")
 SIGNS = frozenset("+-*/^=<>%×÷±≤≥−")
 RUN, NUM_HASHES, BAND = 3, 128, 4
-PRIME = np.uint64((1 << 61) - 1)
 
 
 class NearDuplicates:
@@ -28,8 +27,8 @@ class NearDuplicates:
     def __init__(self, similarity: float):
         self.similarity = similarity
         rng = np.random.Generator(np.random.PCG64(20260101))
-        self._factors = rng.integers(1, 1 << 29, NUM_HASHES, dtype=np.uint64)
-        self._offsets = rng.integers(0, 1 << 60, NUM_HASHES, dtype=np.uint64)
+        self._factors_H = rng.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._offsets_H = rng.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64)
         self._buckets: dict[bytes, list[int]] = {}
         self._kept: list[tuple[frozenset[int], list[str]]] = []
 
@@ -47,8 +46,9 @@ class NearDuplicates:
         return False
 
     def _bands(self, runs: frozenset[int]) -> list[bytes]:
-        hashes_S = np.fromiter(runs, dtype=np.uint64) >> np.uint64(32)  # 32 bits times 29: no product overflows
-        minima_H = ((hashes_S[:, None] * self._factors + self._offsets) % PRIME).min(axis=0)
+        """Multiply-shift hashing modulo 2^64: an odd factor, an offset, the upper half."""
+        hashes_S = np.fromiter(runs, dtype=np.uint64)
+        minima_H = ((hashes_S[:, None] * self._factors_H + self._offsets_H) >> np.uint64(32)).min(axis=0)
         return [bytes([number]) + minima_H[number * BAND : (number + 1) * BAND].tobytes() for number in range(NUM_HASHES // BAND)]
 
 
