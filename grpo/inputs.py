@@ -221,11 +221,36 @@ def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Pat
 
 def _template(template: str, base: Path) -> Iterator[Finding]:
     if template.endswith(".jinja"):
-        if not (base / template).is_file():
-            yield Finding(("template",), _no_file(base / template))
+        path = base / template
+        if not path.is_file():
+            yield Finding(("template",), _no_file(path))
+        else:
+            for text in template_mistakes(path.read_text(encoding="utf-8", errors="replace")):
+                yield Finding(("template",), f"{_normal(path)}:{text}")
     elif template not in TEMPLATES:
         text = f"no template is called {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
         yield Finding(("template",), text)
+
+
+def template_mistakes(source: str) -> list[str]:
+    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    try:
+        # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
+        tree = environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+    except TemplateSyntaxError as error:
+        return [f"{error.lineno}: not a jinja template: {error.message}"]
+    mistakes = []
+    reached: list[tuple[int, Any]] = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
+    reached += [(node.lineno, node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
+    for line, name in sorted(reached, key=lambda found: found[0]):
+        if isinstance(name, str) and name.startswith("__"):
+            mistakes.append(f"{line}: a template may not reach for {name}, which leads out of it; take what it needs from the messages")
+    return mistakes
 
 
 def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from grpo.data.files import Row, read_jsonl
 from grpo.data.held_out import held_out_sources
 from grpo.data.order import cut_to_weights
 from grpo.data.sources import Sources
+from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
@@ -59,6 +60,8 @@ class Workplace:
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
         self._rows: dict[str, list[Row]] = {}
+        self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
+        self._said: set[str] = set()
         self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens)
 
     # ------------------------------------------------------------------------------------------------------------------- data
@@ -127,12 +130,19 @@ class Workplace:
         assert isinstance(artifact, Checkpoint), f"{name} is not a model; the graph check lets no such recipe through"
         return artifact
 
-    @staticmethod
-    @cache
-    def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
+    def tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
+        """The tokenizer of a model, checked against the recipe's template when it is first asked for."""
+        if folder not in self._tokenizers:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            configs = [_json_of(folder / name) for name in ("config.json", "generation_config.json")]
+            for warning in template_warnings(self.template, tokenizer, stop_ids(*configs)):
+                if warning not in self._said:
+                    self._said.add(warning)
+                    self.progress.say(f"  template {self.recipe.template}: {warning}")
+            self._tokenizers[folder] = tokenizer
+        return self._tokenizers[folder]
 
     # ---------------------------------------------------------------------------------------------------------------- engines
 
@@ -221,6 +231,10 @@ class Workplace:
         evaluations = [self.recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in self.recipe.stages)]
         drawn += [evaluation.max_completion_tokens for evaluation in evaluations if evaluation is not None]
         return self.longest_prompt() + max(drawn, default=256)
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
