@@ -24,6 +24,7 @@ from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.progress import Progress
+from grpo.run.records import write_json
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RewardRuntime, RewardSpec, canary_problems
 from rollout.engine import EngineSettings
@@ -62,6 +63,7 @@ class Workplace:
         self._rows: dict[str, list[Row]] = {}
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
+        self._counts: dict[str, Any] = _json_of(folder / "data.json")
         self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens)
 
     # ------------------------------------------------------------------------------------------------------------------- data
@@ -114,6 +116,8 @@ class Workplace:
             else:
                 loaded = self._sources.load(name)
                 self._rows[name] = loaded.rows
+                self._counts[name] = {"rows": len(loaded.rows), "left_out": dict(loaded.dropped)}
+                write_json(self.folder / "data.json", self._counts)
                 if loaded.dropped:
                     self.progress.say(f"  data source {name!r}: {loaded}")
             for row in self._rows[name]:
