@@ -9,6 +9,7 @@ from pathlib import Path
 from grpo.config import Recipe
 from grpo.data.held_out import held_out_sources
 from grpo.data.sources import Sources
+from grpo.errors import DataError
 
 LOCAL = ("jsonl", "json", "csv", "parquet", "folder", "general")
 
@@ -30,10 +31,11 @@ class Preview:
 
 
 def previews(recipe: Recipe, base: Path) -> list[Preview]:
-    """One for each source, in the recipe's order. Reads local files; raises DataError with what is wrong in them."""
+    """One for each source, in the recipe's order. Reads local files; raises DataError with all that is wrong in any of them."""
     held_out = held_out_sources(recipe)
     sources = Sources(recipe.data, base, recipe.tags, [name for name in held_out if _is_readable(recipe, name)])
-    found = []
+    found: list[Preview] = []
+    wrong: dict[str, None] = {}
     for name, source in recipe.data.items():
         (kind,) = source.given
         is_held_out = name in held_out
@@ -44,8 +46,15 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
         elif unread := [other for other in sources.disjoint_from(name) if not _is_readable(recipe, other)]:
             found.append(Preview(name, kind, None, {}, is_held_out, f"known once {', '.join(unread)} is read"))
         else:
-            loaded = sources.load(name)
-            found.append(Preview(name, kind, len(loaded.rows), loaded.dropped, is_held_out, _left_to_the_run(recipe, name, held_out)))
+            try:
+                loaded = sources.load(name)
+            except DataError as error:  # its own, or that of a source it is disjoint from, which is said once
+                wrong[str(error)] = None
+            else:
+                note = _left_to_the_run(recipe, name, held_out)
+                found.append(Preview(name, kind, len(loaded.rows), loaded.dropped, is_held_out, note))
+    if wrong:
+        raise DataError("\n".join(wrong))
     return found
 
 
