@@ -50,10 +50,15 @@ def test_nobodys_code_is_run_and_nothing_is_fetched(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bad_line_ends_a_plan(tmp_path: Path) -> None:
+def test_bad_lines_of_all_sources_end_a_plan_each_said_once(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": null}\n')
     (tmp_path / "heldout.csv").write_text("prompt\nb\n")
-    with pytest.raises(
-        DataError, match=r"data source 'train': .*train\.jsonl:2: column 'prompt' must be text or a list of messages, found null"
-    ):
-        previews(recipe(train={"jsonl": "train.jsonl"}, heldout={"csv": "heldout.csv"}), tmp_path)
+    (tmp_path / "other.json").write_text("[7]")
+    again = {"csv": "heldout.csv", "disjoint_from": ["train"]}
+    sources = {"train": {"jsonl": "train.jsonl"}, "again": again, "other": {"json": "other.json"}, "heldout": {"csv": "heldout.csv"}}
+    with pytest.raises(DataError) as raised:
+        previews(recipe(**sources), tmp_path)
+    assert str(raised.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "data source 'train': train.jsonl:2: column 'prompt' must be text or a list of messages, found null",
+        "data source 'other': other.json:1: expected an object, found int",
+    ]
