@@ -107,6 +107,7 @@ class DataSource(Strict):
     measured: str | None = Field(
         None, description="items.jsonl of an eval stage, or samples.jsonl of a reject or rl stage: gives its prompts a column pass_rate"
     )
+    measured_in: str | None = Field(None, description="the same, of an earlier stage of this recipe (eval, reject, rl)")
     measured_by: str | None = Field(None, description="the reward part whose 1 means right; accuracy (eval) or math by default")
     filters: Filters = Filters()
 

@@ -104,8 +104,12 @@ def _source(name: str, source: DataSource) -> Iterator[Finding]:
         if getattr(source, key) and named and named != ["hub"]:
             text = f"{key} is for hub data sets; data source {name!r} is a {named[0]}: delete it"
             yield Finding(("data", name, key), text, (("data", name),))
-    if source.measured_by is not None and source.measured is None:
-        yield _clash(("data", name), "measured_by says how to read the file of measured:, and there is none", "measured_by", "measured")
+    if source.measured is not None and source.measured_in is not None:
+        text = "measured: names a file and measured_in: a stage, and a prompt has one pass rate; keep one"
+        yield _clash(("data", name), text, "measured_in", "measured")
+    if source.measured_by is not None and source.measured is None and source.measured_in is None:
+        text = "measured_by says how to read what measured: or measured_in: names, and there is neither"
+        yield _clash(("data", name), text, "measured_by", "measured", "measured_in")
     yield from _filters(source.filters, ("data", name, "filters"))
 
 

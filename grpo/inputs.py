@@ -86,7 +86,7 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
         if "expression" not in columns:
             findings.append(Finding((*at, "completion"), missing_column("expression", columns), (at,)))
         columns |= {"completion"}
-    columns |= {"prompt"} | ({"pass_rate"} if source.measured else set())
+    columns |= {"prompt"} | ({"pass_rate"} if source.measured or source.measured_in else set())
     for key in ("min_pass_rate", "max_pass_rate"):
         if getattr(source.filters, key) is not None and "pass_rate" not in columns:
             text = f"{missing_column('pass_rate', columns)}; measured: FILE gives prompts theirs"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import FILE_KEYS, DistillStage, EvalStage, RejectStage, RlStage, SftStage, source_names
+from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, source_names
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
@@ -63,7 +63,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     done: set[str] = set()
     redoing = False
     for number, stage in enumerate(recipe.stages, start=1):
-        inputs = tuple(inputs_of(stage))
+        inputs = tuple(dict.fromkeys([*inputs_of(stage), *_measured_in(recipe, stage)]))
         settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
         identity = dict(_flat({**common, "stage": settings, "files": _files(loaded, stage)}))
         fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
@@ -106,6 +106,12 @@ def inputs_of(stage: AnyStage) -> Iterator[str]:
         yield from source_names(getattr(stage, key, None))
     for mix in getattr(stage, "mix", []):
         yield mix.use
+
+
+def _measured_in(recipe: Recipe, stage: AnyStage) -> list[str]:
+    """The stages that measured the rows of a stage's sources."""
+    sources = [recipe.data[name] for name in inputs_of(stage) if name in recipe.data]
+    return [source.measured_in for source in sources if source.measured_in is not None]
 
 
 def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:

@@ -18,7 +18,9 @@ BOILERPLATE = 10
 def held_out_sources(recipe: Recipe) -> list[str]:
     """The sources that evaluations ask and nothing trains on. (An eval stage may measure training prompts, to know how hard they are.)"""
     trained = set(trained_sources(recipe))
-    evaluations = [recipe.evaluation, *(stage.evaluation for stage in recipe.stages if isinstance(stage, EvalStage))]
+    probes = {source.measured_in for source in recipe.data.values()}
+    evaluations = [recipe.evaluation]
+    evaluations += [stage.evaluation for stage in recipe.stages if isinstance(stage, EvalStage) and stage.name not in probes]
     asked = dict.fromkeys(evaluation.prompts for evaluation in evaluations if evaluation is not None)
     return [name for name in asked if name not in trained and name in recipe.data]
 

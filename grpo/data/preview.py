@@ -43,6 +43,8 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
             found.append(Preview(name, kind, source.rows or 1000, {}, is_held_out, "drawn when the run begins"))
         elif kind not in LOCAL:
             found.append(Preview(name, kind, None, {}, is_held_out, "read when the run begins"))
+        elif source.measured_in is not None:
+            found.append(Preview(name, kind, None, {}, is_held_out, f"known once stage {source.measured_in} has run"))
         elif unread := [other for other in sources.disjoint_from(name) if not _is_readable(recipe, other)]:
             found.append(Preview(name, kind, None, {}, is_held_out, f"known once {', '.join(unread)} is read"))
         else:
@@ -61,9 +63,8 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
 def _is_readable(recipe: Recipe, name: str) -> bool:
     """Can all of its rows be told now? Tasks can be drawn; hub data sets and generators cannot, nor what waits for them."""
     source = recipe.data[name]
-    return all(kind in (*LOCAL, "reasoning_gym") for kind in source.given) and all(
-        _is_readable(recipe, other) for other in source.disjoint_from
-    )
+    is_here = source.measured_in is None and all(kind in (*LOCAL, "reasoning_gym") for kind in source.given)
+    return is_here and all(_is_readable(recipe, other) for other in source.disjoint_from)
 
 
 def _left_to_the_run(recipe: Recipe, name: str, held_out: list[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DataSource, Tags
+from grpo.config import DataSource, Filters, Tags
 from grpo.data.difficulty import measured_pass_rates
 from grpo.data.files import Record, Row, read_csv, read_folder, read_json, read_lines, read_parquet, refuse
 from grpo.data.general import general_rows
@@ -43,6 +43,7 @@ class Sources:
 
     held_out      sources whose prompts no other one may hold
     count_tokens  of a prompt as the model receives it; None leaves filters by length out
+    samples_of    the file in which a stage wrote its samples down, for measured_in
     """
 
     def __init__(
@@ -52,23 +53,29 @@ class Sources:
         tags: Tags,
         held_out: Sequence[str] = (),
         count_tokens: CountTokens | None = None,
+        samples_of: Callable[[str], Path] | None = None,
     ):
         self.sources, self.base, self.tags, self.held_out, self.count_tokens = sources, base, tags, held_out, count_tokens
+        self.samples_of = samples_of
         self._loaded: dict[str, Loaded] = {}
 
     def load(self, name: str) -> Loaded:
         """The rows of the source called ``name`` that its filters let pass, and that no source it is to be disjoint from holds.
 
-        Generated sources have exactly ``rows`` rows, none of them twice; others at most so many. Raises DataError with everything that is
-        wrong with it, by file and line; and where nothing is left.
+        Generated sources have exactly ``rows`` rows, none of them twice, others at most so many; bounds on pass rates come after that, so that
+        a measured source has the rows of the one that was measured. Raises DataError with everything that is wrong with it, by file and line;
+        and where nothing is left.
         """
         if name not in self._loaded:
             source = self.sources[name]
             excluded = [row["prompt"] for other in self.disjoint_from(name) for row in self.load(other).rows]
             shared = SharedWords(excluded, source.filters.decontaminate_words) if source.filters.decontaminate else None
-            sieve = Sieve(source.filters, {prompt_key(prompt) for prompt in excluded}, shared, self.count_tokens)
+            of_content, of_pass_rate = _split(source.filters)
+            sieve = Sieve(of_content, {prompt_key(prompt) for prompt in excluded}, shared, self.count_tokens)
+            last = Sieve(of_pass_rate, ())
             rows = self._generated(name, source, sieve) if source.reasoning_gym else self._read(name, source, sieve)
-            self._loaded[name] = Loaded(rows, dict(sieve.dropped))
+            rows = [row for row in rows if last.passes(row)]
+            self._loaded[name] = Loaded(rows, dict(sieve.dropped + last.dropped))
             if not rows:
                 raise DataError(
                     f"data source {name!r} has no rows left: {self._loaded[name]}; loosen its filters or what it is disjoint from"
@@ -133,7 +140,11 @@ class Sources:
 
     def _finished(self, source: DataSource, records: Iterable[Record], problems: list[str]) -> list[Row]:
         """Rows with their columns renamed, their prompt written, and their pass rate looked up; what is wrong goes to ``problems``."""
-        rates = measured_pass_rates(self.base / source.measured, source.measured_by) if source.measured else None
+        measured = self.base / source.measured if source.measured else None
+        if source.measured_in is not None:
+            assert self.samples_of is not None, "nobody reads such a source before its stage has run"
+            measured = self.samples_of(source.measured_in)
+        rates = measured_pass_rates(measured, source.measured_by) if measured else None
         rows = []
         for record in records:
             try:
@@ -148,6 +159,12 @@ class Sources:
             if not wrong and (source.only is None or re.search(source.only, str(row["prompt"]))):
                 rows.append(row)
         return rows
+
+
+def _split(filters: Filters) -> tuple[Filters, Filters]:
+    """What looks at a prompt itself, and what looks at its pass rate."""
+    rates = {"min_pass_rate": filters.min_pass_rate, "max_pass_rate": filters.max_pass_rate}
+    return filters.model_copy(update=dict.fromkeys(rates)), Filters(**rates)
 
 
 def _shaped(raw: Row, source: DataSource, tags: Tags) -> Row:

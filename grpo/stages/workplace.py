@@ -23,6 +23,7 @@ from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
+from grpo.run.folder import RunFolder
 from grpo.run.progress import Progress
 from grpo.run.records import write_json
 from grpo.types import Artifact, Checkpoint, Dataset
@@ -64,7 +65,7 @@ class Workplace:
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
         self._counts: dict[str, Any] = _json_of(folder / "data.json")
-        self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens)
+        self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens, self._samples_of)
 
     # ------------------------------------------------------------------------------------------------------------------- data
 
@@ -123,6 +124,12 @@ class Workplace:
             for row in self._rows[name]:
                 row.setdefault("data_source", name)
         return self._rows[name]
+
+    def _samples_of(self, stage: str) -> Path:
+        """Where a stage wrote down what it sampled and how that was judged."""
+        number = [each.name for each in self.recipe.stages].index(stage)
+        name = "items.jsonl" if self.recipe.stages[number].kind == "eval" else "samples.jsonl"
+        return RunFolder(self.folder).stage(number + 1, stage) / name
 
     def _prompt_tokens(self, prompt: Any) -> int:
         """The length of a prompt as the recipe's model receives it."""

@@ -62,7 +62,7 @@ Problems = Callable[..., list[str]]
         ("data.sums.filters={min_prompt_tokens: 9, max_prompt_tokens: 8}", "min_prompt_tokens 9 is above max_prompt_tokens 8, so no row"),
         ("data.sums.filters={language: english}", "no language is called 'english'; languages are [en, "),
         ("data.sums.revision=main", "revision is for hub data sets; data source 'sums' is a general: delete it"),
-        ("data.sums.measured_by=math", "measured_by says how to read the file of measured:, and there is none"),
+        ("data.sums.measured_by=math", "measured_by says how to read what measured: or measured_in: names, and there is neither"),
         ("rollout.engine=scripted", "the scripted engine needs a script: ./file.py:name"),
         (
             "trainer={shard: gradients}",

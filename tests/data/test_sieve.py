@@ -63,6 +63,21 @@ def test_a_generated_source_has_its_rows_beside_a_held_out_set_of_the_same_task(
     assert not {row["prompt"] for row in train.rows} & {row["prompt"] for row in heldout.rows}
 
 
+def test_prompts_that_were_asked_to_know_how_hard_they_are_are_not_held_out() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"path": "."},
+            "data": {"all": {"general": True}, "measured": {"general": True, "measured_in": "probe"}},
+            "stages": [
+                {"name": "probe", "kind": "eval", "evaluation": {"prompts": "all"}},
+                {"name": "tune", "kind": "sft", "data": "measured"},
+            ],
+        }
+    )
+    assert held_out_sources(recipe) == []
+
+
 def test_held_out_is_what_evaluations_ask_and_nothing_trains_on() -> None:
     recipe = Recipe.model_validate(
         {
@@ -238,6 +253,17 @@ def test_pass_rates_come_from_the_samples_of_reject_and_rl_stages(tmp_path: Path
     assert measured_pass_rates(file, "format") == {"a": 1.0}
     with pytest.raises(DataError, match=r"samples\.jsonl:1: column 'mth' not found; found \['format', 'math'\]; did you mean 'math'\?"):
         measured_pass_rates(file, "mth")
+
+
+def test_a_measured_task_has_the_problems_that_were_measured(tmp_path: Path) -> None:
+    task = {"reasoning_gym": "chain_sum", "rows": 20, "seed": 3, "disjoint_from": ["heldout"]}
+    sources = {"heldout": {**task, "seed": 4, "disjoint_from": []}, "plain": task}
+    prompts = [row["prompt"] for row in load(tmp_path, "plain", **sources).rows]
+    lines(tmp_path / "items.jsonl", *({"question": prompt, "accuracy": float(i % 2)} for i, prompt in enumerate(prompts)))
+    sources["it"] = {**task, "measured": "items.jsonl", "filters": {"min_pass_rate": 0.5}}
+    loaded = load(tmp_path, "it", **sources)
+    assert [row["prompt"] for row in loaded.rows] == prompts[1::2]
+    assert loaded.dropped["too_hard"] == 10
 
 
 def test_a_measured_source_has_a_column_pass_rate_to_filter_by(tmp_path: Path) -> None:

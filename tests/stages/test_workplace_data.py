@@ -107,6 +107,31 @@ def test_a_template_is_checked_when_its_tokenizer_is_first_asked_for(work: Any, 
     assert line.startswith("  template plain: the model's configuration stops at ")
 
 
+def test_rows_measured_in_an_earlier_stage_have_its_pass_rates(tmp_path: Path, tiny_qwen2: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"path": str(tiny_qwen2)},
+            "data": {
+                "all": {"jsonl": "rows.jsonl"},
+                "hard": {"jsonl": "rows.jsonl", "measured_in": "probe", "filters": {"max_pass_rate": 0.5}},
+            },
+            "stages": [
+                {"name": "probe", "kind": "reject", "prompts": "all", "rewards": [{"use": "math"}]},
+                {"name": "tune", "kind": "rl", "prompts": "hard", "rewards": [{"use": "math"}], "steps": 1},
+            ],
+        }
+    )
+    samples = tmp_path / "run" / "01-probe" / "samples.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text(
+        "".join(json.dumps({"prompt": p, "parts": {"math": right}}) + "\n" for p, right in (("a", 1.0), ("b", 1.0), ("b", 0.0)))
+    )
+    place = Workplace(recipe, tmp_path, tmp_path / "run", {}, Heard())
+    assert [(row["prompt"], row["pass_rate"]) for row in place.rows("hard")] == [("b", 0.5)]
+
+
 def sampled(prompt_id: str, *rewards: float | None) -> Group:
     completion = Completion((1,), (-1.0,), (True,), "x", "stop", ((0, 0),))
     return Group(Prompt(prompt_id, (1,)), tuple(Sample(prompt_id, completion, reward, {"math": reward}) for reward in rewards))
