@@ -68,7 +68,7 @@ class Filters(Strict):
     min_pass_rate: Fraction | None = Field(None, description="least measured share of right samples (the column pass_rate)")
     max_pass_rate: Fraction | None = None
     duplicates: Literal["exact", "near"] | None = Field(None, description="leave out prompts that repeat an earlier one of this source")
-    similarity: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="Jaccard index from which prompts are near duplicates")
+    similarity: Annotated[float, Field(ge=0.5, le=1)] = Field(0.8, description="Jaccard index from which prompts are near duplicates")
     decontaminate: bool = Field(False, description="leave out prompts that share words in a row with a held-out one")
     decontaminate_words: PositiveInt = Field(13, description="so many in a row; a shorter held-out prompt counts as a whole")
 

@@ -29,20 +29,20 @@ class NearDuplicates:
         rng = np.random.Generator(np.random.PCG64(20260101))
         self._factors_H = rng.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._offsets_H = rng.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64)
-        self._buckets: dict[bytes, list[int]] = {}
-        self._kept: list[tuple[frozenset[int], list[str]]] = []
+        self._buckets: dict[tuple[bytes, tuple[str, ...]], list[int]] = {}
+        self._kept: list[frozenset[int]] = []
 
     def repeats(self, prompt: object) -> bool:
         """Is it nearly one of those kept before? If not, it is kept."""
         tokens = TOKEN.findall(prompt_key(prompt))
-        runs, numbers = _hashed_runs(tokens), [token for token in tokens if token[0].isdigit() or token in SIGNS]
-        bands = self._bands(runs)
-        candidates = {index for band in bands for index in self._buckets.get(band, ())}
-        if any(numbers == self._kept[i][1] and _jaccard(runs, self._kept[i][0]) >= self.similarity for i in candidates):
+        runs, numbers = _hashed_runs(tokens), tuple(token for token in tokens if token[0].isdigit() or token in SIGNS)
+        keys = [(band, numbers) for band in self._bands(runs)]
+        candidates = {index for key in keys for index in self._buckets.get(key, ())}
+        if any(_jaccard(runs, self._kept[i]) >= self.similarity for i in candidates):
             return True
-        for band in bands:
-            self._buckets.setdefault(band, []).append(len(self._kept))
-        self._kept.append((runs, numbers))
+        for key in keys:
+            self._buckets.setdefault(key, []).append(len(self._kept))
+        self._kept.append(runs)
         return False
 
     def _bands(self, runs: frozenset[int]) -> list[bytes]:

@@ -44,6 +44,15 @@ def prompt_order(stage: RlStage, prompts: Sequence[Prompt], seed: int) -> Order:
     return Shuffled(len(prompts), seed)
 
 
+def too_few(stage: RlStage, num_prompts: int) -> str | None:
+    """What to say where a step is larger than what it draws from: the same prompt in the same step has the same samples."""
+    easiest_frac = min((phase.easiest_frac for phase in stage.curriculum.phases), default=1.0) if stage.curriculum else 1.0
+    in_play = _share(easiest_frac, num_prompts)
+    if in_play >= stage.prompts_per_step:
+        return None
+    return f"a step has {stage.prompts_per_step} prompts and draws from {in_play}: some come twice in it, with the very same samples; lower prompts_per_step"
+
+
 def source_of(prompt: Prompt) -> str:
     """A prompt's id is "source/row"."""
     return prompt.id.rpartition("/")[0]
@@ -111,13 +120,16 @@ class EasyFirst:
         random.Random(f"ranks-{seed}").shuffle(ranked)
         self.ranked = sorted(ranked, key=lambda row: -easiness[row])
         self._begins = [position for position, _ in phases]
-        self._orders = [
-            Shuffled(max(1, math.ceil(frac * len(easiness) - 1e-9)), seed, f"phase-{number}-") for number, (_, frac) in enumerate(phases)
-        ]
+        self._orders = [Shuffled(_share(frac, len(easiness)), seed, f"phase-{number}-") for number, (_, frac) in enumerate(phases)]
 
     def __getitem__(self, position: int) -> int:
         phase = bisect_right(self._begins, position) - 1
         return self.ranked[self._orders[phase][position - self._begins[phase]]]
+
+
+def _share(frac: float, count: int) -> int:
+    """So much of ``count``, rounded up but for what a float adds to a whole number, and at least one."""
+    return max(1, math.ceil(frac * count - 1e-9))
 
 
 def cut_to_weights(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ import torch
 from grpo.algorithm import Algorithm, load_algorithm
 from grpo.algorithm.advantages import batch_normalised
 from grpo.config import RlStage
-from grpo.data.order import prompt_order, source_of, taken
+from grpo.data.order import prompt_order, source_of, taken, too_few
 from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
@@ -49,6 +49,8 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens, is_endless=True)
     if prompts.num_too_long:
         work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
+    if warning := too_few(stage, len(prompts.prompts)):
+        work.progress.say(f"  {warning}")
     with work.rewards(stage.rewards) as rewards:
         work.try_rewards(rewards, prompts.prompts)
         before = evaluation.measure_checkpoint(work, start)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config import RlStage
-from grpo.data.order import EasyFirst, Mixture, Order, Shuffled, cut_to_weights, prompt_order, taken
+from grpo.data.order import EasyFirst, Mixture, Order, Shuffled, cut_to_weights, prompt_order, taken, too_few
 from grpo.errors import DataError
 from rollout.types import Prompt
 
@@ -135,3 +135,11 @@ def test_weights_go_by_name_whatever_fits_of_each_source() -> None:
     assert sum(row >= 3 for row in drawn) == 30
     with pytest.raises(DataError, match="no prompt of 'b' is left"):
         prompt_order(stage(**keys), both[:3], seed=0)
+
+
+def test_a_step_that_is_larger_than_what_it_draws_from_is_said() -> None:
+    assert too_few(stage(prompts_per_step=8), 8) is None
+    assert str(too_few(stage(prompts_per_step=8), 7)).startswith("a step has 8 prompts and draws from 7: some come twice in it")
+    keys = {"phases": [{"from_step": 0, "easiest_frac": 0.25}, {"from_step": 2, "easiest_frac": 1.0}]}
+    assert str(too_few(stage(prompts_per_step=8, curriculum=keys), 28)).startswith("a step has 8 prompts and draws from 7")
+    assert too_few(stage(prompts_per_step=8, curriculum=keys), 29) is None
