@@ -105,7 +105,10 @@ def plan(
     folder = out or str(default_folder(loaded))
     from pathlib import Path
 
+    from grpo.data.preview import previews
+
     planned = make_plan(loaded, RunFolder(Path(folder)))
+    sources = previews(loaded.recipe, loaded.base)
     rows: list[dict[str, Any]] = [
         {
             "stage": p.stage.name,
@@ -119,7 +122,8 @@ def plan(
         for p in planned
     ]
     if as_json:
-        print(json.dumps({"recipe": loaded.recipe.name, "out": folder, "stages": rows}))
+        data = [{**vars(source), "dropped": dict(source.dropped)} for source in sources]
+        print(json.dumps({"recipe": loaded.recipe.name, "out": folder, "stages": rows, "data": data}))
         return
     _print_table(
         f"{loaded.recipe.name}: {len(rows)} stages, into {folder}",
@@ -127,6 +131,20 @@ def plan(
         [
             [str(i), r["stage"], r["kind"], r["from"], r["makes"], r["sizes"], "done" if r["done"] else "to run"]
             for i, r in enumerate(rows, 1)
+        ],
+    )
+    _print_table(
+        "data",
+        ["source", "kind", "rows", "left out", ""],
+        [
+            [
+                s.source,
+                s.kind,
+                "?" if s.rows is None else str(s.rows),
+                s.left_out,
+                "; ".join(["held out"] * s.is_held_out + [s.note][: bool(s.note)]),
+            ]
+            for s in sources
         ],
     )
 

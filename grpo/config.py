@@ -54,11 +54,27 @@ class Tags(Strict):
     answer: str = "answer"
 
 
-SOURCE_KEYS = ("reasoning_gym", "jsonl", "parquet", "csv", "hub", "general", "generator")
+SOURCE_KEYS = ("reasoning_gym", "jsonl", "json", "parquet", "csv", "folder", "hub", "general", "generator")
+FILE_KEYS = ("jsonl", "json", "parquet", "csv", "folder", "measured")  # of a source: their values are paths
+
+
+class Filters(Strict):
+    """Rows that a source leaves out, each counted under its reason."""
+
+    min_prompt_tokens: PositiveInt | None = Field(None, description="of the rendered prompt, in tokens of the recipe's model")
+    max_prompt_tokens: PositiveInt | None = None
+    language: str | None = Field(None, description="the prompt must be in this language; a prompt of too few words to tell stays")
+    min_language_share: Fraction = 0.8
+    min_pass_rate: Fraction | None = Field(None, description="least measured share of right samples (the column pass_rate)")
+    max_pass_rate: Fraction | None = None
+    duplicates: Literal["exact", "near"] | None = Field(None, description="leave out prompts that repeat an earlier one of this source")
+    similarity: Annotated[float, Field(ge=0.5, le=1)] = Field(0.8, description="Jaccard index from which prompts are near duplicates")
+    decontaminate: bool = Field(False, description="leave out prompts that share words in a row with a held-out one")
+    decontaminate_words: PositiveInt = Field(13, description="so many in a row; a shorter held-out prompt counts as a whole")
 
 
 class DataSource(Strict):
-    """Where rows come from. Exactly one of the source keys (reasoning_gym, jsonl, parquet, csv, hub, general, generator)."""
+    """Where rows come from. Exactly one of the source keys (reasoning_gym, jsonl, json, parquet, csv, folder, hub, general, generator)."""
 
     reasoning_gym: str | None = Field(None, description="a task name, such as chain_sum")
     settings: dict[str, Any] = Field(
@@ -67,8 +83,12 @@ class DataSource(Strict):
     jsonl: str | None = None
     parquet: str | None = None
     csv: str | None = None
+    json_: str | None = Field(None, alias="json", description="one list of objects")
+    folder: str | None = Field(None, description="all .jsonl, .json, .csv and .parquet files below it, in the order of their names")
     hub: str | None = Field(None, description="a data set id on the Hugging Face hub")
+    subset: str | None = Field(None, description="of a hub data set that has several, such as main")
     split: str = "train"
+    revision: str | None = Field(None, description="a commit, tag or branch of a hub data set")
     general: bool = Field(False, description="short rule-made instructions that are not sums")
     generator: str | None = Field(None, description="./file.py:name, a Python generator of rows")
     rows: PositiveInt | None = Field(None, description="at most so many rows (for generated sources: exactly so many)")
@@ -81,7 +101,42 @@ class DataSource(Strict):
         None, description="write a column completion: a sum worked out step by step, in the tags"
     )
     only: str | None = Field(None, description="a regular expression: rows whose prompt does not match it are left out")
-    disjoint_from: list[str] = Field(default_factory=list, description="sources whose prompts are left out of this one")
+    disjoint_from: list[str] = Field(
+        default_factory=list, description="sources whose prompts are left out of this one; held-out sets are left out anyway"
+    )
+    measured: str | None = Field(
+        None, description="items.jsonl of an eval stage, or samples.jsonl of a reject or rl stage: gives its prompts a column pass_rate"
+    )
+    measured_in: str | None = Field(None, description="the same, of an earlier stage of this recipe (eval, reject, rl)")
+    measured_by: str | None = Field(None, description="the reward part whose 1 means right; accuracy (eval) or math by default")
+    filters: Filters = Filters()
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The source keys that are written, with their values; a sound source has exactly one."""
+        return {key: value for key in SOURCE_KEYS if (value := getattr(self, "json_" if key == "json" else key))}
+
+
+class Weighted(Strict):
+    """A source's part in a mixture: of every so many rows, in proportion to the other sources' weights."""
+
+    use: str
+    weight: PositiveFloat
+
+
+Mixture = str | list[str | Weighted]
+
+
+def source_names(sources: Mixture | None) -> list[str]:
+    """The names in what a stage's data: or prompts: says, in order."""
+    listed = sources if isinstance(sources, list) else [sources] if sources is not None else []
+    return [entry.use if isinstance(entry, Weighted) else entry for entry in listed]
+
+
+def source_weights(sources: Mixture | None) -> dict[str, float] | None:
+    """Weight by name, or None where the rows are simply put together."""
+    weighted = [entry for entry in sources if isinstance(entry, Weighted)] if isinstance(sources, list) else []
+    return {entry.use: entry.weight for entry in weighted} or None
 
 
 class RewardUse(Strict):
@@ -225,13 +280,36 @@ class SupervisedKeys(Optimiser):
 class SftStage(StageBase, SupervisedKeys):
     kind: Literal["sft"]
     from_: str = Field("base", alias="from")
-    data: str | list[str]
+    data: Mixture
+
+
+class Phase(Strict):
+    """From this step on, prompts are drawn from the easiest ``easiest_frac`` of all."""
+
+    from_step: Annotated[int, Field(ge=0)] = Field(description="the first step is 0")
+    easiest_frac: Annotated[float, Field(gt=0, le=1)]
+
+
+class Curriculum(Strict):
+    """Easy prompts first: which ones are in play, by a column that says how hard they are."""
+
+    by: str = "pass_rate"
+    easy: Literal["high", "low"] = Field("high", description="high: a large value of the column means an easy prompt, as of pass_rate")
+    phases: Annotated[list[Phase], Field(min_length=1)]
+
+
+class DynamicSampling(Strict):
+    """DAPO's (arXiv:2503.14476, section 3.2), bounded: groups whose rewards are all equal are replaced by groups of fresh prompts."""
+
+    max_rounds: PositiveInt = Field(3, description="of replacing, in one step; after them the step goes on with what it has")
 
 
 class RlStage(StageBase, Optimiser):
     kind: Literal["rl"]
     from_: str = Field("base", alias="from")
-    prompts: str | list[str]
+    prompts: Mixture
+    curriculum: Curriculum | None = None
+    dynamic_sampling: DynamicSampling | None = None
     algorithm: str = "grpo"
     rewards: Annotated[list[RewardUse], Field(min_length=1)]
     steps: PositiveInt
@@ -300,7 +378,7 @@ class SamplingKeys(Strict):
 class RejectStage(StageBase, SamplingKeys):
     kind: Literal["reject"]
     from_: str = Field("base", alias="from")
-    prompts: str | list[str]
+    prompts: Mixture
     rows: PositiveInt | None = Field(None, description="prompts to use; all by default")
     rewards: Annotated[list[RewardUse], Field(min_length=1)]
     keep: Keep = Keep()
@@ -311,11 +389,11 @@ class DistillStage(StageBase, SupervisedKeys, SamplingKeys):
     kind: Literal["distill"]
     from_: str | MadeModel | PretrainedModel = Field(alias="from")
     teacher: str | None = None
-    prompts: str | list[str] | None = None
+    prompts: Mixture | None = None
     rows: PositiveInt | None = None
     rewards: list[RewardUse] = Field(default_factory=list)
     keep: Keep = Keep()
-    data: str | list[str] | None = None
+    data: Mixture | None = None
     samples_per_prompt: PositiveInt = 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 from grpo import config
 from grpo.config import (
@@ -11,14 +12,20 @@ from grpo.config import (
     DataSource,
     DistillStage,
     Evaluation,
+    Filters,
     MadeModel,
+    Mixture,
     PretrainedModel,
     Recipe,
     RejectStage,
     RewardUse,
     RlStage,
+    Weighted,
+    source_names,
+    source_weights,
 )
 from grpo.problems import Finding, Keys, listed, suggestion
+from rewards.language import Language
 
 
 def contradictions(recipe: Recipe) -> Iterator[Finding]:
@@ -30,6 +37,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         yield from _source(name, source)
     if recipe.evaluation:
         yield from _evaluation(recipe.evaluation, ("evaluation",))
+        yield from _trained_on_held_out(recipe, recipe.evaluation.prompts)
     if recipe.rollout.engine == "scripted" and not recipe.rollout.script:
         yield _clash(("rollout",), "the scripted engine needs a script: ./file.py:name", "engine", "script")
     if recipe.rollout.engine != "scripted" and recipe.rollout.script:
@@ -58,8 +66,11 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         if isinstance(stage, config.SftStage | DistillStage) and stage.max_tokens > (stage.tokens_per_device or stage.max_tokens):
             text = f"max_tokens {stage.max_tokens} is more than tokens_per_device {stage.tokens_per_device}: the longest row would not fit "
             yield _clash(at, f"{text}one forward pass; raise tokens_per_device or lower max_tokens", "max_tokens", "tokens_per_device")
+        for key in ("data", "prompts"):
+            yield from _mixture(getattr(stage, key, None), (*at, key))
         if isinstance(stage, RlStage):
             yield from _rl(stage, at, has_evaluation=recipe.evaluation is not None)
+            yield from _choice_of_prompts(stage, recipe, at)
         if isinstance(stage, RlStage | RejectStage | DistillStage):
             yield from _reward_names(stage.rewards, at)
             for number, use in enumerate(stage.rewards):
@@ -109,7 +120,7 @@ def _model(model: str | MadeModel | PretrainedModel, at: Keys) -> Iterator[Findi
 
 
 def _source(name: str, source: DataSource) -> Iterator[Finding]:
-    named = [key for key in SOURCE_KEYS if getattr(source, key)]
+    named = list(source.given)
     if not named:
         yield Finding(("data", name), f"data source {name!r} does not say where its rows come from; write one of {listed(SOURCE_KEYS)}")
     if len(named) > 1:
@@ -118,6 +129,29 @@ def _source(name: str, source: DataSource) -> Iterator[Finding]:
     if source.settings and named and not {"reasoning_gym", "generator"} & set(named):
         text = f"settings are for the sources reasoning_gym and generator; data source {name!r} is a {named[0]}: delete them"
         yield Finding(("data", name, "settings"), text, (("data", name),))
+    for key in ("subset", "revision"):
+        if getattr(source, key) and named and named != ["hub"]:
+            text = f"{key} is for hub data sets; data source {name!r} is a {named[0]}: delete it"
+            yield Finding(("data", name, key), text, (("data", name),))
+    if source.measured is not None and source.measured_in is not None:
+        text = "measured: names a file and measured_in: a stage, and a prompt has one pass rate; keep one"
+        yield _clash(("data", name), text, "measured_in", "measured")
+    if source.measured_by is not None and source.measured is None and source.measured_in is None:
+        text = "measured_by says how to read what measured: or measured_in: names, and there is neither"
+        yield _clash(("data", name), text, "measured_by", "measured", "measured_in")
+    yield from _filters(source.filters, ("data", name, "filters"))
+
+
+def _filters(filters: Filters, at: Keys) -> Iterator[Finding]:
+    for what in ("prompt_tokens", "pass_rate"):
+        least, most = getattr(filters, f"min_{what}"), getattr(filters, f"max_{what}")
+        if least is not None and most is not None and least > most:
+            text = f"min_{what} {least:g} is above max_{what} {most:g}, so no row would be left; swap them"
+            yield _clash(at, text, f"min_{what}", f"max_{what}")
+    languages = get_args(Language)
+    if filters.language is not None and filters.language not in languages:
+        text = f"no language is called {filters.language!r}; languages are {listed(languages)}{suggestion(filters.language, languages)}"
+        yield Finding((*at, "language"), text)
 
 
 def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
@@ -209,6 +243,49 @@ def _weight(use: RewardUse, at: Keys, stage: RlStage | None) -> Iterator[Finding
                 f"the weight changes at update {since[-1]}, and the stage's last step begins after {last} updates; lower it or raise steps"
             )
             yield Finding(at, text, ((*at[:2], "steps"), (*at[:2], "updates_per_rollout")))
+
+
+def _choice_of_prompts(stage: RlStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
+    if stage.curriculum is not None:
+        if source_weights(stage.prompts):
+            text = "a curriculum orders all prompts by how hard they are, weights share them out by source; delete one of them"
+            yield _clash(at, text, "curriculum", "prompts")
+        steps = [phase.from_step for phase in stage.curriculum.phases]
+        if steps[0] != 0 or steps != sorted(set(steps)):
+            text = f"phases begin at step 0 and each later than the one before it, found from_step {listed(steps)}"
+            yield Finding((*at, "curriculum", "phases"), text)
+        if steps[-1] >= stage.steps:
+            text = f"the last phase begins at step {steps[-1]}, and the stage has {stage.steps} steps, counted from 0; it would never begin"
+            yield Finding((*at, "curriculum", "phases"), text, ((*at, "steps"),))
+    if stage.dynamic_sampling is not None and recipe.rollout.sleep:
+        text = "sleep stops engines once a step's samples are drawn, and dynamic_sampling draws more of them"
+        yield Finding((*at, "dynamic_sampling"), f"{text}; delete one of them", (("rollout", "sleep"),))
+    if stage.dynamic_sampling is not None and recipe.rollout.max_staleness:
+        text = "max_staleness: 1 draws the next step's prompts before it is known which of this step's must be replaced"
+        yield Finding((*at, "dynamic_sampling"), f"{text}; delete one of them", (("rollout", "max_staleness"),))
+
+
+def _mixture(sources: Mixture | None, at: Keys) -> Iterator[Finding]:
+    if not isinstance(sources, list):
+        return
+    names = source_names(sources)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        yield Finding(at, f"{doubled[0]!r} stands in the list twice; name a source once, with a larger weight if it should count more")
+    plain = [entry for entry in sources if not isinstance(entry, Weighted)]
+    if plain and len(plain) < len(sources):
+        text = f"{plain[0]!r} has no weight and others have; write {{use: {plain[0]}, weight: ...}} for it, or no weight for any"
+        yield Finding(at, text)
+
+
+def _trained_on_held_out(recipe: Recipe, held_out: str) -> Iterator[Finding]:
+    uses = [(stage.name, ("stages", i, key)) for i, stage in enumerate(recipe.stages) for key in ("data", "prompts")]
+    learners = {at: name for name, at in uses if held_out in source_names(getattr(recipe.stages[at[1]], at[2], None))}
+    if learners:
+        text = (
+            f"{held_out!r} is what models are measured on, and {listed(dict.fromkeys(learners.values()))} learn from it; use another source"
+        )
+        yield Finding(("evaluation", "prompts"), text, tuple(learners))
 
 
 def _reward_names(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from grpo.config import DistillStage, EvalStage, MadeModel, Recipe, RejectStage, RlStage, SftStage
+from grpo.config import DistillStage, EvalStage, MadeModel, Mixture, Recipe, RejectStage, RlStage, SftStage, Weighted, source_names
 from grpo.contradictions import contradictions
 from grpo.inputs import input_findings
 from grpo.problems import Finding, Keys, in_reading_order, listed, suggestion
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grpo.loading import LoadedRecipe
 
 MAKES = {"sft": "a model", "rl": "a model", "distill": "a model", "reject": "a dataset", "eval": "no model and no dataset"}
+MEASURES = ("eval", "reject", "rl")  # leave samples of prompts with what they were judged to be worth
 REMEDY = {"a model": "name a stage of kind sft, rl or distill, or 'base'", "a dataset": "name a data source or a stage of kind reject"}
 
 
@@ -31,7 +32,14 @@ def check_graph(loaded: LoadedRecipe) -> list[str]:
 
 def graph_findings(recipe: Recipe, base: Path) -> list[Finding]:
     """The same before places are looked up; ``base`` is the folder that relative paths refer to."""
-    findings = [*_names(recipe), *_references(recipe), *_disjoint(recipe), *contradictions(recipe), *input_findings(recipe, base)]
+    findings = [
+        *_names(recipe),
+        *_references(recipe),
+        *_disjoint(recipe),
+        *_measured(recipe),
+        *contradictions(recipe),
+        *input_findings(recipe, base),
+    ]
     return list(dict.fromkeys(findings))
 
 
@@ -75,11 +83,12 @@ def _references(recipe: Recipe) -> Iterator[Finding]:
         yield from _source(recipe, ("evaluation", "prompts"), recipe.evaluation.prompts, "an evaluation's prompts")
 
 
-def _row_references(recipe: Recipe, index: int, key: str, names: str | list[str] | None, verb: str) -> Iterator[Finding]:
+def _row_references(recipe: Recipe, index: int, key: str, names: Mixture | None, verb: str) -> Iterator[Finding]:
     if isinstance(names, str):
         yield from _reference(recipe, index, (key,), names, verb, "a dataset")
-    for number, name in enumerate(names if isinstance(names, list) else ()):
-        yield from _reference(recipe, index, (key, number), name, verb, "a dataset")
+    for number, entry in enumerate(names if isinstance(names, list) else ()):
+        keys: Keys = (key, number, "use") if isinstance(entry, Weighted) else (key, number)
+        yield from _reference(recipe, index, keys, entry.use if isinstance(entry, Weighted) else entry, verb, "a dataset")
 
 
 def _reference(recipe: Recipe, index: int, keys: Keys, name: str, verb: str, wanted: Literal["a model", "a dataset"]) -> Iterator[Finding]:
@@ -134,6 +143,41 @@ def _disjoint(recipe: Recipe) -> Iterator[Finding]:
             reported |= set(circle)
             text = f"disjoint_from goes in a circle, {' -> '.join(circle)}; let one of them keep its prompts"
             yield Finding(("data", name, "disjoint_from"), text, tuple(("data", other) for other in circle))
+
+
+def _measured(recipe: Recipe) -> Iterator[Finding]:
+    """measured_in names a stage that writes down samples, and only later stages take rows whose measuring has to wait for it."""
+    kinds = {stage.name: stage.kind for stage in recipe.stages}
+    writers = [name for name, kind in kinds.items() if kind in MEASURES]
+    for source, stage in [(name, source.measured_in) for name, source in recipe.data.items() if source.measured_in is not None]:
+        keys: Keys = ("data", source, "measured_in")
+        if stage not in writers:
+            what = f"which is of kind {kinds[stage]}" if stage in kinds else "which is not there"
+            text = (
+                f"measured_in must be a stage of kind {' or '.join(MEASURES)}, found {stage!r}, {what}; it can be one of {listed(writers)}"
+            )
+            yield Finding(keys, text + suggestion(stage, writers), tuple(("stages", i, "kind") for i in range(len(kinds))))
+            continue
+        begun = [*kinds].index(stage)
+        for index, user in enumerate(recipe.stages):
+            for key in ("data", "prompts"):
+                if source in source_names(getattr(user, key, None)) and index <= begun:
+                    text = f"stage {user.name!r} takes rows from {source!r}, which are measured in {stage!r}, not before; give it a source of its own"
+                    yield Finding(("stages", index, key), text, (keys,))
+        for other, where in _early_uses(recipe, source):
+            text = f"{other} needs the rows of {source!r} from the start, and they are measured in stage {stage!r}; give it a source of its own"
+            yield Finding(where, text, (keys,))
+
+
+def _early_uses(recipe: Recipe, source: str) -> Iterator[tuple[str, Keys]]:
+    """What needs a source before any stage has run: (who, keys)."""
+    if isinstance(recipe.model, MadeModel) and recipe.model.problems == source:
+        yield "the made model", ("model", "problems")
+    if recipe.evaluation and recipe.evaluation.prompts == source:
+        yield "the evaluation", ("evaluation", "prompts")
+    for name, other in recipe.data.items():
+        if source in other.disjoint_from:
+            yield f"data source {name!r}", ("data", name, "disjoint_from")
 
 
 def _circle(recipe: Recipe, start: str) -> list[str] | None:

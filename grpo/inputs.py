@@ -13,7 +13,7 @@ from string import Formatter
 from typing import Any
 
 from grpo import config
-from grpo.config import DataSource, Evaluation, MadeModel, PretrainedModel, Recipe, RewardUse
+from grpo.config import DataSource, Evaluation, MadeModel, Mixture, PretrainedModel, Recipe, RewardUse, source_names
 from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
@@ -36,6 +36,7 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
         at: Keys = ("stages", index)
         if isinstance(stage, config.RlStage):
             yield from _algorithm(stage.algorithm, base, (*at, "algorithm"))
+            yield from _curriculum(stage, columns, (*at, "curriculum", "by"))
         if isinstance(stage, config.SftStage | config.DistillStage):
             yield from _completions(stage.data, columns, (*at, "data"))
         if isinstance(stage, config.RejectStage):
@@ -61,6 +62,8 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
     from rewards.load import missing_column
 
     columns, findings = _raw_columns(source, base, at)
+    if source.measured and not (base / source.measured).is_file():
+        findings.append(Finding((*at, "measured"), _no_file(base / source.measured)))
     if source.generator:
         findings += _python_name(source.generator, base, (*at, "generator"))
     fields, wrong = _format_fields(source.question)
@@ -84,7 +87,12 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
         if "expression" not in columns:
             findings.append(Finding((*at, "completion"), missing_column("expression", columns), (at,)))
         columns |= {"completion"}
-    return columns | {"prompt"}, findings
+    columns |= {"prompt"} | ({"pass_rate"} if source.measured or source.measured_in else set())
+    for key in ("min_pass_rate", "max_pass_rate"):
+        if getattr(source.filters, key) is not None and "pass_rate" not in columns:
+            text = f"{missing_column('pass_rate', columns)}; measured: FILE gives prompts theirs"
+            findings.append(Finding((*at, "filters", key), text, (at,)))
+    return columns, findings
 
 
 def _regex_mistake(pattern: str) -> str | None:
@@ -100,13 +108,14 @@ def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[st
         return _task_columns(source.reasoning_gym, source.settings, at)
     if source.general:
         return frozenset({"prompt", "completion", "answer"}), []
-    for kind in ("jsonl", "csv", "parquet"):
-        file = getattr(source, kind)
-        if file:
+    for kind, file in source.given.items():
+        if kind in ("jsonl", "json", "csv", "parquet"):
             path = base / file
             if not path.is_file():
                 return None, [Finding((*at, kind), _no_file(path))]
             return _peek(path, kind), []
+        if kind == "folder" and not (base / file).is_dir():
+            return None, [Finding((*at, kind), f"there is no folder {_normal(base / file)}")]
     return None, []
 
 
@@ -141,6 +150,8 @@ def _peek(path: Path, kind: str) -> frozenset[str] | None:
 
             return frozenset(pyarrow.parquet.read_schema(path).names)
         with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == "json":
+                return None  # it cannot be read in part
             if kind == "csv":
                 return frozenset(next(csv.reader(file), ()))
             lines = [line for _ in range(PEEK_ROWS) if (line := file.readline(PEEK_BYTES)).strip()]
@@ -162,14 +173,27 @@ def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:
     return fields, None
 
 
-def _completions(names: str | list[str] | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
+def _completions(names: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
     """Rows to imitate need a completion beside the prompt."""
     from rewards.load import missing_column
 
-    for name in [names] if isinstance(names, str) else names or ():
+    for name in source_names(names):
         known = columns.get(name)
         if known is not None and "completion" not in known:
             yield Finding(keys, f"data source {name!r}: {missing_column('completion', known)}", (("data", name),))
+
+
+def _curriculum(stage: config.RlStage, columns: Columns, keys: Keys) -> Iterator[Finding]:
+    """A curriculum needs its column in every source of prompts."""
+    from rewards.load import missing_column
+
+    if stage.curriculum is None:
+        return
+    for name in source_names(stage.prompts):
+        known = columns.get(name)
+        if known is not None and stage.curriculum.by not in known:
+            text = f"data source {name!r}: {missing_column(stage.curriculum.by, known)}; measured: FILE gives prompts a pass_rate"
+            yield Finding(keys, text, (("data", name),))
 
 
 # --- Rewards --------------------------------------------------------------------------------------
@@ -181,12 +205,11 @@ def _evaluation(evaluation: Evaluation, columns: Columns, base: Path, at: Keys) 
             yield from _reward(use, evaluation.prompts, columns, base, (*at, name))
 
 
-def _reward(use: RewardUse, prompts: str | list[str] | None, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
+def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
     """A reward that can be loaded, takes these settings, and finds the columns it asks for in every source of prompts."""
     from rewards import check_reward
 
-    names = [prompts] if isinstance(prompts, str) else prompts or [""]
-    for name in names:
+    for name in source_names(prompts) or [""]:
         for text in check_reward(use.use, use.settings, columns.get(name), base):
             about = f"data source {name!r}: " if text.startswith("column ") and name else ""
             ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), OUR_REWARD_KEYS)
@@ -199,11 +222,36 @@ def _reward(use: RewardUse, prompts: str | list[str] | None, columns: Columns, b
 
 def _template(template: str, base: Path) -> Iterator[Finding]:
     if template.endswith(".jinja"):
-        if not (base / template).is_file():
-            yield Finding(("template",), _no_file(base / template))
+        path = base / template
+        if not path.is_file():
+            yield Finding(("template",), _no_file(path))
+        else:
+            for text in template_mistakes(path.read_text(encoding="utf-8", errors="replace")):
+                yield Finding(("template",), f"{_normal(path)}:{text}")
     elif template not in TEMPLATES:
         text = f"no template is called {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
         yield Finding(("template",), text)
+
+
+def template_mistakes(source: str) -> list[str]:
+    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    try:
+        # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
+        tree = environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+    except TemplateSyntaxError as error:
+        return [f"{error.lineno}: not a jinja template: {error.message}"]
+    mistakes = []
+    reached: list[tuple[int, Any]] = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
+    reached += [(node.lineno, node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
+    for line, name in sorted(reached, key=lambda found: found[0]):
+        if isinstance(name, str) and name.startswith("__"):
+            mistakes.append(f"{line}: a template may not reach for {name}, which leads out of it; take what it needs from the messages")
+    return mistakes
 
 
 def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from grpo.config import SOURCE_KEYS, Recipe
+from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
 from grpo.errors import RecipeError
 from grpo.problems import Keys, Place, Problem, dotted, found, in_reading_order, listed, suggestion
 from grpo.schema import admits_null, spot_at, validated
@@ -28,7 +28,6 @@ from grpo.yamltree import Node, locate, read_yaml, write_yaml
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 MODEL_KEYS = ("make", "path")
-FILE_KEYS = ("jsonl", "parquet", "csv")
 
 
 @dataclass(frozen=True)

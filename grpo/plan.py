@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DistillStage, EvalStage, RejectStage, RlStage, SftStage
+from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, source_names
+from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
 from grpo.run.folder import RunFolder
@@ -63,7 +64,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     done: set[str] = set()
     redoing = False
     for number, stage in enumerate(recipe.stages, start=1):
-        inputs = tuple(inputs_of(stage))
+        inputs = tuple(dict.fromkeys([*inputs_of(stage), *_measured_in(recipe, stage)]))
         settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
         identity = dict(_flat({**common, "stage": settings, "files": _files(loaded, stage)}))
         fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
@@ -105,10 +106,15 @@ def inputs_of(stage: AnyStage) -> Iterator[str]:
     if isinstance(stage.from_, str):
         yield stage.from_
     for key in ("data", "prompts", "teacher"):
-        value = getattr(stage, key, None)
-        yield from [value] if isinstance(value, str) else value or []
+        yield from source_names(getattr(stage, key, None))
     for mix in getattr(stage, "mix", []):
         yield mix.use
+
+
+def _measured_in(recipe: Recipe, stage: AnyStage) -> list[str]:
+    """The stages that measured the rows of a stage's sources."""
+    sources = [recipe.data[name] for name in inputs_of(stage) if name in recipe.data]
+    return [source.measured_in for source in sources if source.measured_in is not None]
 
 
 def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:
@@ -126,8 +132,12 @@ def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:
         *(source.generator or "" for source in recipe.data.values()),
     ]
     names = [ref.rpartition(":")[0] for ref in refs if ".py:" in ref] + [recipe.template]
-    names += [file for source in recipe.data.values() for file in (source.jsonl, source.csv, source.parquet) if file]
+    for source in recipe.data.values():
+        given = {**source.given, "measured": source.measured}
+        names += [given[key] for key in FILE_KEYS if given.get(key)]
     paths = {name: loaded.base / name for name in names}
+    for folder in [name for name, path in paths.items() if path.is_dir()]:
+        paths |= {file.relative_to(loaded.base / folder).as_posix(): file for file in data_files(loaded.base / folder)}
     return {name: _hash_of_file(path) for name, path in paths.items() if path.is_file()}
 
 

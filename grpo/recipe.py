@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
+from grpo.data.preview import previews
 from grpo.errors import RecipeError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
@@ -56,6 +57,7 @@ def run_recipe(
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
+    previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
     with run.held():
         if redo is not None:
             _forget(loaded, run, redo)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import DataSource, Tags
-from grpo.data.sources import Row, load_source, read_jsonl
+from grpo.data.files import Row, read_jsonl
+from grpo.data.sources import Sources
 from grpo.errors import RecipeError, RewardError
 from grpo.inputs import source_columns
 from grpo.problems import found, suggestion
@@ -250,7 +251,7 @@ def _rows_of(data: str, renames: Mapping[str, str], problems: list[str]) -> list
         if findings := source_columns("data", source, Path())[1]:
             problems += [f"--data {data}: {finding.text}" for finding in findings]
             return []
-    rows = load_source("data", {"data": source}, Path(), Tags())
+    rows = Sources({"data": source}, Path(), Tags()).load("data").rows
     if not rows:
         problems.append(f"--data {data}: the file has no rows")
     return rows

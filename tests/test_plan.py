@@ -83,6 +83,20 @@ def test_changed_rows_of_a_file_are_a_change(recipe: Path, finished: RunFolder) 
         done(recipe, finished)
 
 
+def test_a_stage_depends_on_the_one_that_measured_its_prompts(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(
+        RECIPE.replace("data:\n", "data:\n  hard: {jsonl: rows.jsonl, measured_in: two}\n").replace("from: base, data: rows", "data: hard")
+    )
+    first, second, third = make_plan(load_recipe(str(recipe)), RunFolder(tmp_path / "run"))
+    assert third.inputs == ("base", "hard", "two")
+    changed = make_plan(load_recipe(str(recipe), ["stages.two.epochs=3"]), RunFolder(tmp_path / "run"))
+    assert [one.fingerprint == other.fingerprint for one, other in zip((first, second, third), changed, strict=True)] == [
+        True,
+        False,
+        False,
+    ]
+
+
 def test_a_made_model_depends_on_the_template_its_corpus_is_written_with() -> None:
     rows = [{"prompt": "Calculate 3 + 4", "expression": "3 + 4"}]
     made = MadeModel(make="tiny_qwen2", problems="sums")

@@ -3,51 +3,241 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DataSource, Tags
+from grpo.config import DataSource, Filters, Tags
+from grpo.data.difficulty import measured_pass_rates
+from grpo.data.files import Record, Row, read_csv, read_folder, read_json, read_lines, read_parquet, refuse
 from grpo.data.general import general_rows
+from grpo.data.held_out import SharedWords, prompt_key
+from grpo.data.sieve import CountTokens, Sieve
 from grpo.data.sums import worked_sum
 from grpo.errors import DataError
+from rewards.load import missing_column
 
-Row = dict[str, Any]
 MOST_DRAWS = 60  # of twice the rows asked for; a task that has so few distinct problems is refused
+MOST_CHARACTERS = 1_000_000  # of one text: longer than any model's context
+FILE_READERS = {"jsonl": read_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet, "folder": read_folder}
+TEXTS = ("prompt", "completion", "answer")  # the columns that are written down and sent between processes
 
 
-def load_source(name: str, sources: Mapping[str, DataSource], base: Path, tags: Tags) -> list[Row]:
-    """The rows of the source called ``name``, without those whose prompt also stands in a source it is to be disjoint from.
+@dataclass(frozen=True)
+class Loaded:
+    """A source's rows, and how many were left out for which reason."""
 
-    Generated sources have exactly ``rows`` rows, none of them twice; files and hub data sets at most so many.
-    Raises DataError naming source, file and line.
+    rows: list[Row]
+    dropped: Mapping[str, int]
+
+    def __str__(self) -> str:
+        left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
+        return f"{len(self.rows)} rows" + (f" (left out: {left_out})" if left_out else "")
+
+
+class Sources:
+    """The recipe's named sources, each read once.
+
+    held_out      sources whose prompts no other one may hold
+    count_tokens  of a prompt as the model receives it; None leaves filters by length out
+    samples_of    the file in which a stage wrote its samples down, for measured_in
     """
-    source = sources[name]
-    excluded = {_key(row) for other in source.disjoint_from for row in load_source(other, sources, base, tags)}
-    if source.reasoning_gym is None:
-        rows = [row for row in _finished(name, source, _read(name, source, base, tags), tags) if _key(row) not in excluded]
-        return rows[: source.rows]
-    return _generated(name, source, excluded, tags)
 
+    def __init__(
+        self,
+        sources: Mapping[str, DataSource],
+        base: Path,
+        tags: Tags,
+        held_out: Sequence[str] = (),
+        count_tokens: CountTokens | None = None,
+        samples_of: Callable[[str], Path] | None = None,
+    ):
+        self.sources, self.base, self.tags, self.held_out, self.count_tokens = sources, base, tags, held_out, count_tokens
+        self.samples_of = samples_of
+        self._loaded: dict[str, Loaded] = {}
 
-def _generated(name: str, source: DataSource, excluded: set[str], tags: Tags) -> list[Row]:
-    """Draw until ``rows`` distinct, permitted problems are found; the generator's own duplicates are dropped."""
-    wanted = source.rows or 1000
-    rows: list[Row] = []
-    seen = set(excluded)
-    for attempt in range(MOST_DRAWS):
-        drawn = _reasoning_gym(source, size=2 * wanted, seed=source.seed + 1_000_003 * attempt)
-        for row in _finished(name, source, drawn, tags):
-            if _key(row) not in seen and len(rows) < wanted:
-                seen.add(_key(row))
+    def load(self, name: str) -> Loaded:
+        """The rows of the source called ``name`` that its filters let pass, and that no source it is to be disjoint from holds.
+
+        Generated sources have exactly ``rows`` rows, none of them twice, others at most so many; bounds on pass rates come after that, so that
+        a measured source has the rows of the one that was measured. Raises DataError with everything that is wrong with it, by file and line;
+        and where nothing is left.
+        """
+        if name not in self._loaded:
+            source = self.sources[name]
+            excluded = [row["prompt"] for other in self.disjoint_from(name) for row in self.load(other).rows]
+            shared = SharedWords(excluded, source.filters.decontaminate_words) if source.filters.decontaminate else None
+            of_content, of_pass_rate = _split(source.filters)
+            sieve = Sieve(of_content, {prompt_key(prompt) for prompt in excluded}, shared, self.count_tokens)
+            last = Sieve(of_pass_rate, ())
+            rows = self._generated(name, source, sieve) if source.reasoning_gym else self._read(name, source, sieve)
+            rows = [row for row in rows if last.passes(row)]
+            self._loaded[name] = Loaded(rows, dict(sieve.dropped + last.dropped))
+            if not rows:
+                raise DataError(
+                    f"data source {name!r} has no rows left: {self._loaded[name]}; loosen its filters or what it is disjoint from"
+                )
+        return self._loaded[name]
+
+    def disjoint_from(self, name: str) -> list[str]:
+        """The sources it names, and the held-out sets; but for those that give way to it themselves."""
+        held_out = [] if name in self.held_out else [other for other in self.held_out if name not in self._given_way_to(other)]
+        return list(dict.fromkeys([*self.sources[name].disjoint_from, *held_out]))
+
+    def _given_way_to(self, name: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            new = [other for other in self.sources[waiting.pop()].disjoint_from if other not in found]
+            found.update(new)
+            waiting += new
+        return found
+
+    def _read(self, name: str, source: DataSource, sieve: Sieve) -> list[Row]:
+        problems: list[str] = []
+        finished = self._finished(source, self._records(name, source, problems), problems)
+        refuse(problems, f"data source {name!r}: ")
+        return [row for row in finished if sieve.passes(row)][: source.rows]
+
+    def _generated(self, name: str, source: DataSource, sieve: Sieve) -> list[Row]:
+        """Draw until ``rows`` distinct, permitted problems are found; the generator's own duplicates are dropped."""
+        wanted = source.rows or 1000
+        rows: list[Row] = []
+        seen: set[str] = set()
+        for attempt in range(MOST_DRAWS):
+            problems: list[str] = []
+            drawn = _reasoning_gym(source, size=2 * wanted, seed=source.seed + 1_000_003 * attempt)
+            for row in self._finished(source, _numbered(drawn, f"problem of seed {source.seed}, attempt {attempt}"), problems):
+                key = prompt_key(row["prompt"])
+                if len(rows) < wanted and key not in seen:
+                    seen.add(key)
+                    if sieve.passes(row):
+                        rows.append(row)
+            refuse(problems, f"data source {name!r}: ")
+            if len(rows) == wanted:
+                return rows
+        left_out = f" (left out: {dict(sieve.dropped)})" if sieve.dropped else ""
+        raise DataError(
+            f"data source {name!r}: only {len(rows)} distinct problems found, {wanted} asked for{left_out}; "
+            "ask for fewer rows or widen its settings"
+        )
+
+    def _records(self, name: str, source: DataSource, problems: list[str]) -> list[Record]:
+        ((kind, value),) = source.given.items()
+        if kind in FILE_READERS:
+            path = self.base / value
+            if not path.exists():
+                raise DataError(f"data source {name!r}: there is no {'folder' if kind == 'folder' else 'file'} {path}")
+            return FILE_READERS[kind](path, problems)
+        if kind == "general":
+            return _numbered(general_rows(source.rows or 200, source.seed, self.tags))
+        if kind == "generator":
+            return _from_generator(name, source, self.base, problems)
+        return _from_hub(name, source)
+
+    def _finished(self, source: DataSource, records: Iterable[Record], problems: list[str]) -> list[Row]:
+        """Rows with their columns renamed, their prompt written, and their pass rate looked up; what is wrong goes to ``problems``."""
+        measured = self.base / source.measured if source.measured else None
+        if source.measured_in is not None:
+            assert self.samples_of is not None, "nobody reads such a source before its stage has run"
+            measured = self.samples_of(source.measured_in)
+        rates = measured_pass_rates(measured, source.measured_by) if measured else None
+        rows = []
+        for record in records:
+            try:
+                row = _shaped(record.row, source, self.tags)
+            except DataError as error:
+                problems.append(f"{record.place}: {error}")
+                continue
+            wrong = [text for column in TEXTS if (text := mistake_in(column, row.get(column)))]
+            problems += [f"{record.place}: {text}" for text in wrong]
+            if rates is not None:
+                row["pass_rate"] = rates.get(prompt_key(row["prompt"]))
+            if not wrong and (source.only is None or re.search(source.only, str(row["prompt"]))):
                 rows.append(row)
-        if len(rows) == wanted:
-            return rows
-    raise DataError(
-        f"data source {name!r}: only {len(rows)} distinct problems found, {wanted} asked for; ask for fewer rows or widen its settings"
-    )
+        return rows
+
+
+def _split(filters: Filters) -> tuple[Filters, Filters]:
+    """What looks at a prompt itself, and what looks at its pass rate."""
+    rates = {"min_pass_rate": filters.min_pass_rate, "max_pass_rate": filters.max_pass_rate}
+    return filters.model_copy(update=dict.fromkeys(rates)), Filters(**rates)
+
+
+def _shaped(raw: Row, source: DataSource, tags: Tags) -> Row:
+    """Columns renamed; the prompt from ``question:``, or from the column question where there is no prompt yet."""
+    row = {**raw, **{ours: _column(raw, theirs) for ours, theirs in source.columns.items()}}
+    if source.question is not None:
+        try:
+            row["prompt"] = source.question.format(**row)
+        except (KeyError, IndexError) as error:
+            name = str(error.args[0])
+            raise DataError(f"question {source.question!r} names column {name!r}: {missing_column(name, row)}") from None
+    elif "prompt" not in row:
+        row["prompt"] = _column(row, "question") if "question" in row else _column(row, "prompt")
+    if source.completion == "worked_sums":
+        row["completion"] = worked_sum(_column(row, "expression"), tags)
+    return row
+
+
+def _column(row: Row, column: str) -> Any:
+    if column not in row:
+        raise DataError(missing_column(column, row))
+    return row[column]
+
+
+def mistake_in(column: str, value: Any) -> str | None:
+    """Why a prompt, completion or answer cannot be used; None where it can. Answers may be missing, and of any type that JSON has."""
+    if column != "prompt" and value is None:
+        return None
+    if column == "prompt" and isinstance(value, list):
+        return _mistake_in_messages(value)
+    if column == "answer" and not isinstance(value, str):
+        return None if _is_plain(value) else f"column 'answer' is a {type(value).__name__}; write it as text or a number"
+    if not isinstance(value, str):
+        wanted = "text or a list of messages" if column == "prompt" else "text"
+        return f"column {column!r} must be {wanted}, found {'null' if value is None else f'{type(value).__name__} {value!r:.40}'}"
+    if column == "prompt" and not value.strip():
+        return "column 'prompt' is empty"
+    return _mistake_in_text(column, value)
+
+
+def _mistake_in_messages(messages: list[Any]) -> str | None:
+    if not messages:
+        return "column 'prompt' is an empty list; a list of messages has at least one"
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            return f"column 'prompt', message {number}: expected {{role: text, content: text}}, found {message!r:.60}"
+        if wrong := _mistake_in_text(f"prompt, message {number}", message["content"]):
+            return wrong
+    return None
+
+
+def _mistake_in_text(column: str, text: str) -> str | None:
+    if len(text) > MOST_CHARACTERS:
+        return (
+            f"column {column!r} has {len(text):,} characters, and no model takes more than {MOST_CHARACTERS:,}; cut it or leave the row out"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"column {column!r}, character {error.start}: {text[error.start]!r} is half of a surrogate pair, which is no text"
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _numbered(rows: Iterable[Row], what: str = "row") -> list[Record]:
+    return [Record(f"{what} {index}", row) for index, row in enumerate(rows)]
 
 
 def _reasoning_gym(source: DataSource, size: int, seed: int) -> list[Row]:
@@ -61,37 +251,8 @@ def _plain(metadata: Mapping[str, Any]) -> Row:
     return {key: value for key, value in metadata.items() if isinstance(value, str | int | float) and not key.startswith("source_")}
 
 
-def _read(name: str, source: DataSource, base: Path, tags: Tags) -> list[Row]:
-    if source.general:
-        return general_rows(source.rows or 200, source.seed, tags)
-    if source.jsonl:
-        return read_jsonl(base / source.jsonl)
-    if source.generator:
-        return _from_generator(name, source, base)
-    return _from_datasets(source, base)
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a JSON-lines file; DataError names file and line of every line that is not a JSON object."""
-    rows, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            problems.append(f"{path}:{number}: expected an object, found {type(row).__name__}")
-    if problems:
-        raise DataError("\n".join(problems[:20]))
-    return rows
-
-
-def _from_generator(name: str, source: DataSource, base: Path) -> list[Row]:
+def _from_generator(name: str, source: DataSource, base: Path, problems: list[str]) -> list[Record]:
+    """The rows that a user's function yields. Raises DataError with the line of the user's file where it fails."""
     file, _, function = str(source.generator).rpartition(":")
     path = (base / file).resolve()
     if not path.is_file():
@@ -99,51 +260,32 @@ def _from_generator(name: str, source: DataSource, base: Path) -> list[Row]:
     spec = importlib.util.spec_from_file_location(f"_user_data_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise DataError(f"data source {name!r}: there is no function {function!r} in {path}")
-    return [dict(row) for row in getattr(module, function)(**source.settings)]
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise DataError(f"data source {name!r}: there is no function {function!r} in {path}")
+        made = list(getattr(module, function)(**source.settings))
+    except DataError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        raise DataError(f"data source {name!r}: {where}: {function} raised {type(error).__name__}: {error}") from error
+    problems += [
+        f"{path}:{function}, row {i}: expected a dict, found {row!r:.60}" for i, row in enumerate(made) if not isinstance(row, Mapping)
+    ]
+    return [Record(f"{path}:{function}, row {index}", dict(row)) for index, row in enumerate(made) if isinstance(row, Mapping)]
 
 
-def _from_datasets(source: DataSource, base: Path) -> list[Row]:
+def _from_hub(name: str, source: DataSource) -> list[Record]:
     import datasets
 
-    if source.hub:
-        loaded = datasets.load_dataset(source.hub, split=source.split)
-    else:
-        kind, path = ("parquet", source.parquet) if source.parquet else ("csv", source.csv)
-        loaded = datasets.load_dataset(kind, data_files=str(base / str(path)), split="train")
-    return [dict(row) for row in loaded]
-
-
-def _finished(name: str, source: DataSource, rows: list[Row], tags: Tags) -> list[Row]:
-    """Rename columns, and write the prompt from ``question:`` or from the column question where there is no prompt yet."""
-    finished = []
-    for index, row in enumerate(rows):
-        row = {**row, **{ours: _column(name, row, theirs, index) for ours, theirs in source.columns.items()}}
-        if source.question is not None:
-            row["prompt"] = _formatted(name, source.question, row, index)
-        elif "prompt" not in row:
-            row["prompt"] = _column(name, row, "question", index)
-        if source.completion == "worked_sums":
-            row["completion"] = worked_sum(_column(name, row, "expression", index), tags)
-        if source.only is None or re.search(source.only, str(row["prompt"])):
-            finished.append(row)
-    return finished
-
-
-def _column(name: str, row: Row, column: str, index: int) -> Any:
-    if column not in row:
-        raise DataError(f"data source {name!r}, row {index}: column {column!r} not found; found {sorted(row)}")
-    return row[column]
-
-
-def _formatted(name: str, pattern: str, row: Row, index: int) -> str:
     try:
-        return pattern.format(**row)
-    except (KeyError, IndexError) as error:
-        raise DataError(f"data source {name!r}, row {index}: question {pattern!r} names column {error}; found {sorted(row)}") from None
-
-
-def _key(row: Row) -> str:
-    return json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True)
+        loaded = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # its own, the hub's and the network's, of many families
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"data source {name!r}: {source.hub!r} (split {source.split!r}) could not be had from the hub: {type(error).__name__}: {reason:.300}; "
+            "check its name, subset: and split:, the network and HF_TOKEN"
+        ) from error
+    return [Record(f"{source.hub}, {source.split}, row {index}", dict(row)) for index, row in enumerate(loaded)]

@@ -34,18 +34,31 @@ class Template:
 
     def text(self, question: Any, tokenizer: PreTrainedTokenizerBase) -> str:
         """The rendered prompt. ``question`` is a string, or a list of {"role", "content"} messages for chat templates."""
-        if self.name == "chat" or self.name.endswith(".jinja"):
-            chat_template = None if self.name == "chat" else (self.base / self.name).read_text(encoding="utf-8")
-            if chat_template is None and not tokenizer.chat_template:
-                raise DataError(
-                    "template 'chat': this model's tokenizer has no chat template; set template: r1_zero, plain or ./file.jinja"
-                )
-            messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
-            return str(tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True))
+        if self.is_chat:
+            return self.rendered(question if isinstance(question, list) else [{"role": "user", "content": question}], tokenizer)
         if not isinstance(question, str):
             raise DataError(f"template {self.name!r} takes a string as prompt, found a {type(question).__name__}; use template: chat")
         pattern = R1_ZERO.replace("{think}", self.tags.think).replace("{answer}", self.tags.answer) if self.name == "r1_zero" else PLAIN
         return pattern.replace("{question}", question)
+
+    @property
+    def is_chat(self) -> bool:
+        """Is it written in jinja, over messages?"""
+        return self.name == "chat" or self.name.endswith(".jinja")
+
+    def rendered(self, messages: list[Any], tokenizer: PreTrainedTokenizerBase, is_open: bool = True) -> str:
+        """The messages as text, and where ``is_open`` the beginning of the assistant's turn.
+
+        transformers renders in jinja's immutable sandbox, out of which a template reaches nothing. Raises DataError where it refuses.
+        """
+        chat_template = None if self.name == "chat" else (self.base / self.name).read_text(encoding="utf-8")
+        if chat_template is None and not tokenizer.chat_template:
+            raise DataError("template 'chat': this model's tokenizer has no chat template; set template: r1_zero, plain or ./file.jinja")
+        try:
+            return str(tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, add_generation_prompt=is_open))
+        except Exception as error:  # jinja's, the sandbox's, and whatever Python raises for a template's own mistakes
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(f"template {self.name!r} cannot render {messages!r:.200}: {said}") from error
 
     def prompt(self, row: Mapping[str, Any], row_id: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The row as a Prompt, tokenised without anything added to what the template wrote."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DistillStage, Mix, RejectStage
+from grpo.config import DistillStage, Keep, Mix, RejectStage
 from grpo.data.filters import judge, row_of
 from grpo.errors import TrainingError
 from grpo.run.records import JsonLines, read_jsonl_rows, write_json
 from grpo.stages.scoring import score_groups
 from grpo.stages.workplace import Outcome, Workplace, seed_of
-from grpo.types import Dataset
+from grpo.types import Dataset, Group
 from rollout.types import Sampling
 
 
@@ -32,7 +32,10 @@ def collect(
     """Sample, score and filter; returns the kept rows and the counts. All samples are written to samples.jsonl, with why they were dropped."""
     assert stage.prompts is not None, "the graph check lets no such recipe through"
     model = work.checkpoint(model_name)
-    prompts = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows).prompts
+    prompt_set = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows)
+    prompts = prompt_set.prompts
+    if prompt_set.num_too_long:
+        work.progress.say(f"  left out {prompt_set.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
     with work.rewards(stage.rewards) as rewards:
         work.try_rewards(rewards, prompts)
         completions = work.pool(model).sample(
@@ -57,7 +60,19 @@ def collect(
     counts = {f"reject/{reason}": float(number) for reason, number in sorted(dropped.items())}
     prompts_kept = len({item.group.prompt.id for item in kept})
     metrics = {"reject/samples": float(len(judged)), "reject/kept": float(len(kept)), "reject/prompts_kept": float(prompts_kept)}
-    return [row_of(item.group, item.sample, stage.name) for item in kept], {**metrics, **counts}
+    rows = [{**row_of(item.group, item.sample, stage.name), "pass_rate": pass_rate(item.group, stage.keep)} for item in kept]
+    return rows, {**metrics, **counts}
+
+
+def pass_rate(group: Group, keep: Keep) -> float | None:
+    """Of a prompt's judged samples, the share whose rewards are at least keep.min_reward: how easy the prompt is for this model."""
+    judged = [[sample.parts[name] for name in keep.min_reward] for sample in group.samples]
+    enough = [
+        all(value >= least for value, least in zip(values, keep.min_reward.values(), strict=True) if value is not None)
+        for values in judged
+        if None not in values
+    ]
+    return sum(enough) / len(enough) if enough else None
 
 
 def mixed_in(mixes: list[Mix], work: Workplace) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch
 from grpo.algorithm import Algorithm, load_algorithm
 from grpo.algorithm.advantages import batch_normalised
 from grpo.config import RlStage
-from grpo.data.order import indices_of_step
+from grpo.data.order import prompt_order, source_of, taken, too_few
 from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
@@ -26,6 +26,7 @@ from grpo.run.records import JsonLines, read_jsonl_rows
 from grpo.run.watch import Watch
 from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
+from grpo.stages.dynamic import Refilled, refill
 from grpo.stages.keeping import Keeper
 from grpo.stages.scoring import score_groups, weights_at
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
@@ -51,9 +52,11 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     start = work.checkpoint(stage.from_)
     for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
         work.progress.say(f"  {stage.algorithm}: {deviation}")
-    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens)
+    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens, is_endless=True)
     if prompts.num_too_long:
         work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
+    if warning := too_few(stage, len(prompts.prompts)):
+        work.progress.say(f"  {warning}")
     with work.rewards(stage.rewards) as rewards:
         work.try_rewards(rewards, prompts.prompts)
         before = evaluation.measure_checkpoint(work, start)
@@ -151,7 +154,10 @@ class _Loop:
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
+        self.order = prompt_order(stage, prompts, self.seed)
+        self.position = 0  # in the order: prompts consumed so far
         self.errors_said: set[str] = set()
+        self.warned_of_equal_groups = False
         self.weights: dict[str, float] = {}
 
     def drawing(self, first: int = 0, kept: Sequence[Drawn] = ()) -> Ahead:
@@ -173,9 +179,10 @@ class _Loop:
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
         stage, clock = self.stage, _Clock()
-        chosen = self.prompts_of(step)
         with clock("rollout"):
             drawn = self.ahead.result(step)
+        chosen = self.prompts_of(step)
+        self.position += len(chosen)
         staleness = self.version - drawn.oldest_version
         with clock("checkpoint"):
             self.finish_checkpoint()  # the trainer wrote it while samples were drawn
@@ -183,6 +190,8 @@ class _Loop:
             self.weights = self.weights_of(step)
             groups = score_groups(self.rewards, chosen, drawn.completions, self.weights)
             self.say_new_reward_errors()
+        refilled = self.refilled(groups, step, clock)
+        groups = refilled.groups
         with clock("update"):
             advantages_PG = self.advantages(groups)
             bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
@@ -195,6 +204,8 @@ class _Loop:
             receipts = posted.receipts.result() if is_waited_for else []
         metrics = {
             **_group_metrics(self.work, groups, advantages_PG),
+            **_metrics_by_source(groups),
+            **(refilled.metrics() if stage.dynamic_sampling else {}),
             **_mean_of(updates),
             **_reward_failures(self.rewards),
             **_reward_latency(self.rewards),
@@ -209,7 +220,8 @@ class _Loop:
         if evaluates:
             with clock("eval"):
                 metrics |= posted.found.result()
-        return {**metrics, **clock.metrics()}, _rows(groups, advantages_PG, step)
+        unused = _rows(refilled.replaced, np.zeros((len(refilled.replaced), stage.samples_per_prompt)), step)
+        return {**metrics, **clock.metrics()}, [*_rows(groups, advantages_PG, step), *({**row, "replaced": True} for row in unused)]
 
     def weights_of(self, step: int) -> dict[str, float]:
         """The rewards' weights in a step: those of the update that it begins with, whatever else has happened in the run."""
@@ -222,15 +234,41 @@ class _Loop:
         return weights_at(self.stage.rewards, step * updates)
 
     def prompts_of(self, step: int) -> list[Prompt]:
-        return [self.prompts[i] for i in indices_of_step(len(self.prompts), self.stage.prompts_per_step, step, self.seed)]
+        """Those that the step begins with. Replaced groups move on in the order, and then no later step is drawn ahead."""
+        first = self.position if self.stage.dynamic_sampling else step * self.stage.prompts_per_step
+        return self.prompts_at(first, self.stage.prompts_per_step)
+
+    def prompts_at(self, position: int, count: int) -> list[Prompt]:
+        return [self.prompts[i] for i in taken(self.order, position, count)]
+
+    def refilled(self, groups: list[Group], step: int, clock: _Clock) -> Refilled:
+        """The step's groups, those of equal rewards replaced where the stage asks for it."""
+        if self.stage.dynamic_sampling is None:
+            return Refilled(groups, [], self.position, 0, 0)
+
+        def draw(prompts: Sequence[Prompt]) -> list[Group]:
+            with clock("rollout"):
+                completions = self.sample(prompts, step, lambda: None)
+            with clock("reward"):
+                return score_groups(self.rewards, prompts, completions, self.weights)
+
+        refilled = refill(groups, self.prompts_at, draw, self.position, self.stage.dynamic_sampling.max_rounds)
+        self.position = refilled.position
+        if (warning := refilled.warning()) and not self.warned_of_equal_groups:
+            self.work.progress.say(f"  step {step + 1}: {warning} (rollout/groups_unfilled counts them; said once)")
+            self.warned_of_equal_groups = True
+        return refilled
 
     def draw(self, step: int, meanwhile: Meanwhile) -> list[list[Completion]]:
+        return self.sample(self.prompts_of(step), step, meanwhile)
+
+    def sample(self, prompts: Sequence[Prompt], step: int, meanwhile: Meanwhile) -> list[list[Completion]]:
         def progress(done: int, total: int) -> None:
             self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples")
             meanwhile()
 
         return self.pool.sample(
-            self.prompts_of(step),
+            prompts,
             self.stage.samples_per_prompt,
             self.sampling,
             seed=self.seed,
@@ -313,13 +351,18 @@ class _Loop:
         return {
             "metrics": metrics,
             "score": metrics.get("eval/accuracy"),
-            "loop": {"num_updates": self.num_updates, "sync": self.pool.mode, "max_logprob_gap": self.max_logprob_gap},
+            "loop": {
+                "num_updates": self.num_updates,
+                "position": self.position,
+                "sync": self.pool.mode,
+                "max_logprob_gap": self.max_logprob_gap,
+            },
             "ahead": as_json(self.ahead.drawn_by_older_weights(step)),
         }
 
     def go_on(self, step: int, state: Mapping[str, Any]) -> None:
         """As after ``step`` steps: the engines hold the trainer's weights, proven, and what the self-test found stands."""
-        self.num_updates, self.pool.mode = state["num_updates"], state["sync"]
+        self.num_updates, self.position, self.pool.mode = state["num_updates"], state["position"], state["sync"]
         self.max_logprob_gap = float("inf") if state["max_logprob_gap"] is None else state["max_logprob_gap"]
         self.pool.sync(lambda: self.trainer.export(step, self.work.recipe.rollout.dtype), step)
 
@@ -442,6 +485,19 @@ def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.n
     return metrics
 
 
+def _metrics_by_source(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean reward and number of groups of each source, where a step has several."""
+    by_source: dict[str, list[Group]] = {}
+    for group in groups:
+        by_source.setdefault(source_of(group.prompt), []).append(group)
+    metrics: dict[str, float] = {}
+    for name, members in by_source.items() if len(by_source) > 1 else ():
+        judged = [sample.reward for group in members for sample in group.samples if sample.reward is not None]
+        metrics[f"by_source/{name}_reward"] = float(np.mean(judged)) if judged else float("nan")
+        metrics[f"by_source/{name}_groups"] = float(len(members))
+    return metrics
+
+
 def _reward_failures(rewards: RewardRuntime) -> dict[str, float]:
     """How often each reward failed or abstained in this step; only what happened."""
     counts: Counter[str] = Counter()
@@ -511,7 +567,7 @@ class _Clock:
         self._entered = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = time.monotonic() - self._entered
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._entered
 
     def metrics(self) -> dict[str, float]:
         return {**{f"time/{name}_s": seconds for name, seconds in self.seconds.items()}, "time/step_s": time.monotonic() - self._began}

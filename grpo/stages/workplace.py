@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grpo.config import Recipe, RewardUse, RlStage, StageBase
-from grpo.data.sources import Row, load_source, read_jsonl
+from grpo.config import Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
+from grpo.data.files import Row, read_jsonl
+from grpo.data.held_out import held_out_sources
+from grpo.data.order import cut_to_weights
+from grpo.data.sources import Sources
+from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
+from grpo.run.folder import RunFolder
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
+from grpo.run.records import write_json
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions
 from rollout.engine import EngineSettings
@@ -67,24 +74,44 @@ class Workplace:
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
         self._rows: dict[str, list[Row]] = {}
+        self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
+        self._said: set[str] = set()
+        self._counts: dict[str, Any] = _json_of(folder / "data.json")
+        self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens, self._samples_of)
 
     # ------------------------------------------------------------------------------------------------------------------- data
 
-    def rows(self, names: str | Sequence[str]) -> list[Row]:
-        """Rows of data sources and of earlier stages' datasets, in the order named."""
-        names = [names] if isinstance(names, str) else names
-        return [row for name in names for row in self._rows_of(name)]
+    def rows(self, sources: Mixture) -> list[Row]:
+        """Rows of data sources and of earlier stages' datasets, in the order named; with weights, as many of each as they say."""
+        return [row for _, rows in self._parts(sources) for _, row in rows]
+
+    def _parts(self, sources: Mixture, limit: int | None = None) -> list[tuple[str, list[tuple[int, Row]]]]:
+        """Of each source its name and its numbered rows: the first ``limit``, and of a mixture the share that its weight gives."""
+        parts = [(name, list(enumerate(self._rows_of(name)[:limit]))) for name in source_names(sources)]
+        weights = source_weights(sources)
+        if weights is None:
+            return parts
+        chosen = cut_to_weights([len(rows) for _, rows in parts], [weights[name] for name, _ in parts], self.recipe.seed)
+        mixed = [(name, [rows[i] for i in kept]) for (name, rows), kept in zip(parts, chosen, strict=True)]
+        used = ", ".join(f"{len(kept)} of {len(rows)} rows of {name}" for (name, kept), (_, rows) in zip(mixed, parts, strict=True))
+        self.progress.say(f"  mixture: {used}")
+        return mixed
 
     def prompts(
-        self, names: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, limit: int | None = None
+        self,
+        sources: Mixture,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        limit: int | None = None,
+        is_endless: bool = False,
     ) -> PromptSet:
-        """The rows of ``names`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError."""
-        names = [names] if isinstance(names, str) else list(names)
-        prompts = [
-            self.template.prompt(row, f"{name}/{index}", tokenizer)
-            for name in names
-            for index, row in enumerate(self._rows_of(name)[:limit])
-        ]
+        """The rows of ``sources`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError.
+
+        A prompt's id is "source/row". ``is_endless``: all rows, also of a mixture, because whoever draws from them keeps to its weights.
+        """
+        names = source_names(sources)
+        parts = self._parts(list(names) if is_endless else sources, limit)
+        prompts = [self.template.prompt(row, f"{name}/{index}", tokenizer) for name, rows in parts for index, row in rows]
         fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_tokens]
         if not fitting:
             lengths = sorted(len(prompt.tokens) for prompt in prompts) or [0]
@@ -100,20 +127,45 @@ class Workplace:
             if isinstance(artifact, Dataset):
                 self._rows[name] = read_jsonl(artifact.path / "rows.jsonl")
             else:
-                self._rows[name] = load_source(name, self.recipe.data, self.base, self.recipe.tags)
+                loaded = self._sources.load(name)
+                self._rows[name] = loaded.rows
+                self._counts[name] = {"rows": len(loaded.rows), "left_out": dict(loaded.dropped)}
+                write_json(self.folder / "data.json", self._counts)
+                if loaded.dropped:
+                    self.progress.say(f"  data source {name!r}: {loaded}")
+            for row in self._rows[name]:
+                row.setdefault("data_source", name)
         return self._rows[name]
+
+    def _samples_of(self, stage: str) -> Path:
+        """Where a stage wrote down what it sampled and how that was judged."""
+        number = [each.name for each in self.recipe.stages].index(stage)
+        name = "items.jsonl" if self.recipe.stages[number].kind == "eval" else "samples.jsonl"
+        return RunFolder(self.folder).stage(number + 1, stage) / name
+
+    def _prompt_tokens(self, prompt: Any) -> int:
+        """The length of a prompt as the recipe's model receives it."""
+        tokenizer = self.tokenizer(self.checkpoint("base").path)
+        return len(self.template.prompt({"prompt": prompt}, "", tokenizer).tokens)
 
     def checkpoint(self, name: str) -> Checkpoint:
         artifact = self.artifacts[name]
         assert isinstance(artifact, Checkpoint), f"{name} is not a model; the graph check lets no such recipe through"
         return artifact
 
-    @staticmethod
-    @cache
-    def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
+    def tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
+        """The tokenizer of a model, checked against the recipe's template when it is first asked for."""
+        if folder not in self._tokenizers:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            configs = [_json_of(folder / name) for name in ("config.json", "generation_config.json")]
+            for warning in template_warnings(self.template, tokenizer, stop_ids(*configs)):
+                if warning not in self._said:
+                    self._said.add(warning)
+                    self.progress.say(f"  template {self.recipe.template}: {warning}")
+            self._tokenizers[folder] = tokenizer
+        return self._tokenizers[folder]
 
     # ---------------------------------------------------------------------------------------------------------------- engines
 
@@ -242,6 +294,10 @@ class Workplace:
         evaluations = [self.recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in self.recipe.stages)]
         drawn += [evaluation.max_completion_tokens for evaluation in evaluations if evaluation is not None]
         return self.longest_prompt() + max(drawn, default=256)
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:

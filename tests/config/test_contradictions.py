@@ -64,7 +64,28 @@ Problems = Callable[..., list[str]]
             "keep.min_reward asks for 'math' (the default), which is not among the stage's rewards [format]",
         ),
         ("stages.harvest.keep={per_prompt: 9}", "keep.per_prompt 9 is more than samples_per_prompt 8"),
-        ("evaluation={prompts: sums, pass_at: [1, 8]}", "pass@8 cannot be told from 1 samples a prompt; raise samples_per_prompt to 8"),
+        ("evaluation={prompts: sums}", "'sums' is what models are measured on, and [cold, reason, harvest] learn from it; use another"),
+        (
+            "stages.harvest={name: e, kind: eval, evaluation: {prompts: sums, pass_at: [1, 8]}}",
+            "pass@8 cannot be told from 1 samples a prompt; raise samples_per_prompt to 8",
+        ),
+        ("stages.reason.prompts=[sums, sums]", "'sums' stands in the list twice"),
+        (
+            "stages.reason.curriculum={by: answer, phases: [{from_step: 1, easiest_frac: 0.5}]}",
+            "phases begin at step 0 and each later than the one before it, found from_step [1]",
+        ),
+        (
+            "stages.reason.curriculum={by: answer, phases: [{from_step: 0, easiest_frac: 0.5}, {from_step: 12, easiest_frac: 1.0}]}",
+            "the last phase begins at step 12, and the stage has 12 steps, counted from 0; it would never begin",
+        ),
+        (
+            "stages.reason={prompts: [{use: sums, weight: 1}], curriculum: {by: answer, phases: [{from_step: 0, easiest_frac: 1.0}]}}",
+            "a curriculum orders all prompts by how hard they are, weights share them out by source; delete one of them",
+        ),
+        ("data.sums.filters={min_prompt_tokens: 9, max_prompt_tokens: 8}", "min_prompt_tokens 9 is above max_prompt_tokens 8, so no row"),
+        ("data.sums.filters={language: english}", "no language is called 'english'; languages are [en, "),
+        ("data.sums.revision=main", "revision is for hub data sets; data source 'sums' is a general: delete it"),
+        ("data.sums.measured_by=math", "measured_by says how to read what measured: or measured_in: names, and there is neither"),
         ("rollout.engine=scripted", "the scripted engine needs a script: ./file.py:name"),
         ("stages.reason.min_p=0.1", "min_p 0.1 draws from a cut distribution"),
         (
@@ -106,6 +127,21 @@ def test_settings_of_the_engines_that_cannot_be_right_together(
 ) -> None:
     (line,) = problems(sound, f"rollout={rollout}", *others)
     assert words in line
+
+
+def test_in_a_mixture_all_have_weights_or_none(problems: Problems, sound: str) -> None:
+    text = sound.replace("data:\n", "data:\n  more: {general: true, seed: 1}\n")
+    assert problems(text, "stages.reason.prompts=[sums, more]") == []
+    assert problems(text, "stages.reason.prompts=[{use: sums, weight: 2}, {use: more, weight: 1}]") == []
+    (line,) = problems(text, "stages.reason.prompts=[{use: sums, weight: 2}, more]")
+    assert "'more' has no weight and others have; write {use: more, weight: ...}" in line
+    (line,) = problems(text, "stages.reason.prompts=[{use: sums, weight: 2}, {use: moore, weight: 1}]")
+    assert "takes its prompts from 'moore', which is not there" in line and "did you mean 'more'" in line
+
+
+def test_dynamic_sampling_cannot_know_the_next_step_ahead(problems: Problems, sound: str) -> None:
+    (line,) = problems(sound, "stages.reason.dynamic_sampling={max_rounds: 2}", "rollout.max_staleness=1")
+    assert "max_staleness: 1 draws the next step's prompts before it is known which of this step's must be replaced" in line
 
 
 def test_a_data_source_names_one_source(problems: Problems, sound: str) -> None:
@@ -154,7 +190,8 @@ def test_an_evaluation_needs_a_held_out_set(problems: Problems, sound: str) -> N
     assert problems(sound + stage) == [
         "r.yaml:20: stages.e: stage 'e' has nothing to evaluate on: write evaluation: {prompts: ...} in the stage or in the recipe"
     ]
-    assert problems(sound + stage + "evaluation: {prompts: sums}\n") == []
+    held_out = sound.replace("data:\n", "data:\n  held_out: {general: true, seed: 1}\n")
+    assert problems(held_out + stage + "evaluation: {prompts: held_out}\n") == []
 
 
 def test_a_contradiction_with_a_value_that_was_not_read_is_not_reported(problems: Problems, sound: str) -> None:

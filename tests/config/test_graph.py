@@ -118,3 +118,34 @@ def test_disjoint_from_in_a_circle_is_one_problem(problems: Problems, sound: str
     assert problems(text) == [
         "r.yaml:5: data.b.disjoint_from: disjoint_from goes in a circle, b -> c -> b; let one of them keep its prompts"
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("measured_in: harvest", []),
+        (
+            "measured_in: cold",
+            ["measured_in must be a stage of kind eval or reject or rl, found 'cold', which is of kind sft; it can be one of"],
+        ),
+        (
+            "measured_in: harvset",
+            ["found 'harvset', which is not there; it can be one of [reason, harvest, late]; did you mean 'harvest'?"],
+        ),
+        ("measured_in: late", ["stage 'late' takes rows from 'hard', which are measured in 'late', not before"]),
+        ("measured_in: harvest, measured: a.jsonl", ["measured: names a file and measured_in: a stage", "a.jsonl is not there"]),
+    ],
+)
+def test_prompts_are_measured_in_a_stage_before_those_that_need_it(keys: str, words: list[str], problems: Problems, sound: str) -> None:
+    late = "  - {name: late, kind: rl, from: cold, prompts: hard, rewards: [{use: math}], steps: 2}\n"
+    lines = problems(sound.replace("data:\n", f"data:\n  hard: {{general: true, {keys}}}\n") + late)
+    assert len(lines) == len(words)
+    assert all(any(text in line for line in lines) for text in words), lines
+
+
+def test_nothing_that_runs_before_all_stages_waits_for_one(problems: Problems, sound: str) -> None:
+    hard = "data:\n  hard: {general: true, measured_in: harvest}\n  other: {general: true, disjoint_from: [hard]}\n"
+    lines = problems(sound.replace("data:\n", hard) + "evaluation: {prompts: hard}\n")
+    assert len(lines) == 2
+    assert "data source 'other' needs the rows of 'hard' from the start" in lines[0]
+    assert "the evaluation needs the rows of 'hard' from the start, and they are measured in stage 'harvest'" in lines[1]

@@ -81,12 +81,12 @@ def one(problems: Problems, sound: str, old: str, new: str) -> str:
         (
             "prompts: sums\n    rewards: [{use: math}]\n    steps",
             "prompts: [sums, 3]\n    rewards: [{use: math}]\n    steps",
-            "stages.reason.prompts.1: expected text, found 3; write '3', in quotes",
+            "stages.reason.prompts.1: expected text or a mapping {use: ..., weight: ...}, found 3; write '3', in quotes",
         ),
         (
             "prompts: sums\n    rewards: [{use: math}]\n    steps",
             "prompts: {a: 1}\n    rewards: [{use: math}]\n    steps",
-            "stages.reason.prompts: expected text or a list of text, found a mapping with keys [a]",
+            "stages.reason.prompts: expected text or a list of text or a mapping {use: ..., weight: ...}, found a mapping with keys [a]",
         ),
         (
             "org/base",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from grpo.config import DataSource, Tags
-from grpo.data.sources import Row, load_source, read_jsonl
+from grpo.data.files import Row, read_jsonl
+from grpo.data.sources import Sources
 from grpo.data.sums import steps_of
 from grpo.errors import DataError
 from grpo.run.records import JsonLines, read_jsonl_rows
@@ -19,7 +20,7 @@ SUMS = {"reasoning_gym": "chain_sum", "settings": {"min_terms": 2, "max_terms": 
 
 
 def load(base: Path, name: str = "it", **sources: dict[str, Any]) -> list[Row]:
-    return load_source(name, {key: DataSource(**value) for key, value in sources.items()}, base, Tags())
+    return Sources({key: DataSource(**value) for key, value in sources.items()}, base, Tags()).load(name).rows
 
 
 def jsonl(folder: Path, *rows: Any, name: str = "rows.jsonl") -> str:
@@ -100,15 +101,16 @@ def test_a_question_column_is_the_prompt_where_there_is_none(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"columns": {"answer": "solution"}}, "data source 'it', row 1: column 'solution' not found; found ['prompt']"),
-        ({"question": "What is {left}?"}, "data source 'it', row 0: question 'What is {left}?' names column 'left'"),
-        ({"completion": "worked_sums"}, "data source 'it', row 0: column 'expression' not found"),
+        ({"columns": {"answer": "solution"}}, "rows.jsonl:2: column 'solution' not found; found ['prompt']"),
+        ({"question": "What is {left}?"}, "rows.jsonl:1: question 'What is {left}?' names column 'left': column 'left' not found; found"),
+        ({"completion": "worked_sums"}, "rows.jsonl:2: column 'expression' not found; found ['prompt']"),
     ],
 )
-def test_a_missing_column_names_source_and_row(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_a_missing_column_names_source_file_and_line(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     name = jsonl(tmp_path, {"prompt": "a", "solution": "1"}, {"prompt": "b"})
     with pytest.raises(DataError) as raised:
         load(tmp_path, it={"jsonl": name, **settings})
+    assert str(raised.value).startswith("data source 'it': ")
     assert said in str(raised.value)
 
 
@@ -139,7 +141,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(tmp_path: Path) -
 def test_a_csv_file_is_rows_too(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\nWhat is 3 + 4?,7\n", encoding="utf-8")
     (row,) = load(tmp_path, it={"csv": "rows.csv"})
-    assert (row["prompt"], row["answer"]) == ("What is 3 + 4?", 7)
+    assert (row["prompt"], row["answer"]) == ("What is 3 + 4?", "7")
 
 
 # ------------------------------------------------------------------------------------------------------------------------- generators
@@ -157,3 +159,82 @@ def test_a_generator_that_is_not_there_is_named(tmp_path: Path, ref: str, said: 
     (tmp_path / "mine.py").write_text("def squares():\n    yield {}\n")
     with pytest.raises(DataError, match=f"data source 'it': .*{said}"):
         load(tmp_path, it={"generator": ref})
+
+
+def test_where_a_generator_fails_is_said_by_the_line_of_the_users_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def rows():\n    yield {'prompt': 'a'}\n    yield {'prompt': 1 / 0}\n")
+    with pytest.raises(DataError, match=r"data source 'it': .*mine\.py:3: rows raised ZeroDivisionError: division by zero"):
+        load(tmp_path, it={"generator": "./mine.py:rows"})
+    (tmp_path / "mine.py").write_text("def rows():\n    yield 7\n    yield {'prompt': 7}\n")
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, it={"generator": "./mine.py:rows"})
+    assert "mine.py:rows, row 0: expected a dict, found 7" in str(raised.value)
+    assert "mine.py:rows, row 1: column 'prompt' must be text or a list of messages, found int 7" in str(raised.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- bad rows
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": None}, "column 'prompt' must be text or a list of messages, found null"),
+        ({"prompt": 7}, "column 'prompt' must be text or a list of messages, found int 7"),
+        ({"prompt": " \n"}, "column 'prompt' is empty"),
+        ({"prompt": []}, "column 'prompt' is an empty list"),
+        ({"prompt": [{"role": "user"}]}, "column 'prompt', message 0: expected {role: text, content: text}, found {'role': 'user'}"),
+        ({"prompt": "a\ud800b"}, "column 'prompt', character 1: '\\ud800' is half of a surrogate pair, which is no text"),
+        ({"prompt": "a", "answer": "\udc00"}, "column 'answer', character 0: '\\udc00' is half of a surrogate pair"),
+        ({"prompt": "a", "completion": ["b"]}, "column 'completion' must be text, found list ['b']"),
+        ({"prompt": "a" * 10_000_000}, "column 'prompt' has 10,000,000 characters, and no model takes more than 1,000,000"),
+        ({"problem": "a"}, "column 'prompt' not found; found ['problem']; did you mean 'problem'?"),
+    ],
+)
+def test_a_bad_row_is_said_by_file_and_line_beside_all_others(tmp_path: Path, row: Row, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in ({"prompt": "fine"}, row, {"prompt": False})))
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, it={"jsonl": "rows.jsonl"})
+    first, second, third = str(raised.value).splitlines()
+    assert first == "data source 'it': 2 problems, and no row was used:"
+    assert second.startswith(f"  {tmp_path / 'rows.jsonl'}:2: {said}")
+    assert third.startswith(f"  {tmp_path / 'rows.jsonl'}:3: column 'prompt' must be text")
+
+
+def test_answers_may_be_missing_or_of_any_type_that_json_has(tmp_path: Path) -> None:
+    answers = [None, 7, 0.5, True, ["a"], {"a": [1]}]
+    rows = load(tmp_path, it={"jsonl": jsonl(tmp_path, *({"prompt": "q", "answer": answer} for answer in answers))})
+    assert [row["answer"] for row in rows] == answers
+
+
+def test_a_parquet_value_that_json_cannot_hold_is_said(tmp_path: Path) -> None:
+    from datetime import date
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["a", "b"], "answer": [date(2026, 1, 1), None]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet, row 0: column 'answer' is a date; write it as text or a number"):
+        load(tmp_path, it={"parquet": "rows.parquet"})
+
+
+def test_json_and_folders_are_sources_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"prompt": "a"}]')
+    assert load(tmp_path, it={"json": "rows.json"}) == [{"prompt": "a"}]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "rows.csv").write_text("prompt\nb\n")
+    assert load(tmp_path, it={"folder": "more"}) == [{"prompt": "b"}]
+
+
+def test_what_the_hub_refuses_is_said_with_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DataError, match=r"data source 'it': 'nobody/nothing' \(split 'train'\) could not be had from the hub: .*check its name"
+    ):
+        load(tmp_path, it={"hub": "nobody/nothing"})
+
+
+def test_a_source_that_filters_leave_empty_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    name = jsonl(tmp_path, {"prompt": "a"}, {"prompt": "A "})
+    with pytest.raises(DataError, match=r"data source 'it' has no rows left: 0 rows \(left out: 2 held_out\)"):
+        load(tmp_path, it={"jsonl": name, "disjoint_from": ["other"]}, other={"jsonl": jsonl(tmp_path, {"prompt": "a"}, name="o.jsonl")})

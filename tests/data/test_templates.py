@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from grpo.config import Tags
+from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
+from grpo.inputs import template_mistakes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,3 +106,135 @@ def test_chat_without_a_chat_template_says_what_to_set(tokenizer: PreTrainedToke
 def test_messages_need_a_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="template 'r1_zero' takes a string as prompt, found a list; use template: chat"):
         Template("r1_zero").text([{"role": "user", "content": "hello"}], tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ checks
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+
+
+def warnings(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, chat_template: str, **keys: Any) -> list[str]:
+    monkeypatch.setattr(tokenizer, "chat_template", chat_template)
+    return template_warnings(Template("chat"), tokenizer, **keys)
+
+
+def test_a_template_whose_turns_end_with_the_end_token_has_no_warning(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tokenizer.eos_token == "<|end|>"
+    assert warnings(tokenizer, monkeypatch, CHATML, stops_at=[tokenizer.eos_token_id]) == []
+    assert template_warnings(Template("r1_zero"), tokenizer) == template_warnings(Template("plain"), tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "said"),
+    [
+        (CHATML.replace("<|end|>", "<|pad|>"), "ends a turn with '<|pad|>', and the tokenizer's end token is '<|end|>'"),
+        (CHATML.replace("<|end|>\n", ""), "writes nothing at the end of a turn, and the tokenizer's end token is '<|end|>'"),
+        (CHATML.replace("assistant\n'", "assistant\n<think>\n'"), "opens <think> itself: completions begin inside it"),
+        (CHATML.replace("assistant\n'", "assistant\n<think>\n\n</think>\n\n'"), "closes <think> before the model begins"),
+        (CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"), "drops the thinking of earlier turns"),
+        (CHATML.replace("assistant\n'", "model\n'"), "writes a turn that is over otherwise than one that begins (after '"),
+        (CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"), "leaves out what the assistant said in earlier turns"),
+        (
+            "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('users only') }}{% endif %}{{ m.content }}{% endfor %}",
+            "takes no turn of the assistant (template 'chat' cannot render",
+        ),
+    ],
+)
+def test_what_one_should_know_of_a_template_is_said(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, chat_template: str, said: str
+) -> None:
+    assert any(said in warning for warning in warnings(tokenizer, monkeypatch, chat_template))
+
+
+def test_a_template_that_leaves_the_question_out_is_refused(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="template 'chat' leaves the question out of the prompt"):
+        warnings(tokenizer, monkeypatch, "{{ messages[0].text }} go")
+
+
+def test_a_tokenizer_that_cuts_over_the_boundary_is_noticed(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Merges that reach over the place where prompt and completion meet: ": " and "seven" apart, ":" and " seven" together."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<e>": 0, "?": 1, " ": 2, "seven": 3, " seven": 4, "<think>": 5, "so": 6, "\n": 7, "Q": 8}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="Q"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"<think>|\n| ?seven|so|\?| "), behavior="isolated")
+    cutting = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>", unk_token="Q")
+    monkeypatch.setattr(cutting, "chat_template", "{{ messages[0].content }}{{ ' ' if add_generation_prompt }}")
+    (first, *_) = template_warnings(Template("chat"), cutting)
+    assert first.startswith("where the prompt ends ('t is 3 + 4? '), completions that begin with 'seven' are cut into other tokens")
+
+
+def test_no_end_token_and_another_one_in_the_models_configuration_are_said(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (said,) = template_warnings(Template("plain"), tokenizer, stops_at=[tokenizer.pad_token_id])
+    assert said.startswith("the model's configuration stops at '<|pad|>', and not at the tokenizer's end token '<|end|>'")
+    bare = copy.deepcopy(tokenizer)
+    bare.eos_token = None
+    (said,) = template_warnings(Template("plain"), bare)
+    assert said.startswith("the tokenizer has no end token")
+
+
+def test_without_a_pad_token_or_with_the_end_token_as_pad_nothing_is_amiss(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Batches are packed and masked by length, so a padding token is never looked at."""
+    bare = copy.deepcopy(tokenizer)
+    for pad in (None, bare.eos_token):
+        bare.pad_token = pad
+        assert template_warnings(Template("plain"), bare) == []
+        assert Template("plain").prompt({"prompt": "a<|end|>b"}, "0", bare).tokens == tuple(bare.encode("a<|end|>b"))
+
+
+def test_which_ids_a_model_stops_at() -> None:
+    assert stop_ids({"eos_token_id": 3}, {}) == [3]
+    assert stop_ids({"eos_token_id": 3}, {"eos_token_id": [4, 5]}) == [4, 5]
+    assert stop_ids({"eos_token_id": None}, {}) == stop_ids({}, {}) == []
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ hostile
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__ }}",
+        "{{ messages['__class__'] }}",
+        "{{ (messages | attr('__class__')).__mro__ }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_of_it(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, source: str) -> None:
+    (tmp_path / "mine.jinja").write_text(source)
+    try:
+        text = Template("./mine.jinja", base=tmp_path).text("q", tokenizer)
+    except DataError as error:
+        assert str(error).startswith("template './mine.jinja' cannot render")
+    else:
+        assert text == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("a\n{{ messages.__class__ }}", "2: a template may not reach for __class__"),
+        ("{{ messages['__init__'] }}", "1: a template may not reach for __init__"),
+        ("{% if x %}\n{{ a }", "2: not a jinja template: "),
+        ("{% nothing %}", "1: not a jinja template: Encountered unknown tag 'nothing'."),
+    ],
+)
+def test_a_bad_template_is_found_by_its_look(source: str, said: str) -> None:
+    (mistake,) = template_mistakes(source)
+    assert mistake.startswith(said)
+
+
+def test_templates_as_models_ship_them_are_fine_by_their_look() -> None:
+    assert template_mistakes(CHATML) == []
+    shipped = "{%- for m in messages %}{% generation %}{{ m['content'] | tojson }}{% endgeneration %}{% break %}{%- endfor %}{{ strftime_now('%Y') }}"
+    assert template_mistakes(shipped) == []
