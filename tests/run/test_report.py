@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 import pytest
 
 from grpo.run.charts import Series, line_chart, number, smooth, thinned, ticks
-from grpo.run.contents import first_prompts, last_prompts
-from grpo.run.report import duration, shortened, visible, write_report
+from grpo.run.lines import Lines
+from grpo.run.report import write_report
+from grpo.run.samples import shortened
+from grpo.run.words import duration, visible
 
+ROOT = Path(__file__).parents[2]
 NASTY = "<script>alert(1)</script>\x1b[31mred\x07\n</pre><img src=x onerror=alert(2)>\u202eevil\ud800 {{ 7 * 7 }}"
 NAUGHTY = NASTY.replace("\ud800", "")  # in YAML, half a surrogate pair is a mistake
 RECIPE = """\
@@ -86,6 +91,7 @@ def scored(before: str, after: str) -> dict[str, float]:
 def rl_metrics(step: int) -> dict[str, float]:
     names = ["reward/total", "reward/math", "reward/format", "rollout/completion_tokens", "rollout/well_formed_frac"]
     names += ["rollout/truncated_frac", "rollout/logprob_gap", "loss/kl", "policy/entropy", "time/rollout_s", "time/update_s"]
+    names += ["loss/clipped_frac", "rollout/tokens_per_s", "train/grad_norm"]
     evaluated = {"eval/accuracy": 0.3 + step / 20, "eval/accuracy_se": 0.02, "eval/lenient": 0.4 + step / 20} if step % 2 == 0 else {}
     return {
         "step": step,
@@ -136,7 +142,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.feed(html)
+        self.feed(re.sub(r"</?mark>", "", html))  # which only sets off a part of a text
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attributes)))
@@ -177,7 +183,9 @@ def test_every_curve_of_an_rl_stage_has_named_axes(run: Path) -> None:
     for title, y_name in {
         "Reward": "reward, mean over samples",
         "Held-out accuracy": "fraction of problems",
-        "Completion length": "tokens, mean over samples",
+        "Completion length": "tokens",
+        "Clipping": "fraction of tokens",
+        "Throughput": "completion tokens per second of rollout",
         "Form": "fraction of completions",
         "Entropy of the policy": "nats per token",
         "KL to the reference": "nats per token",
@@ -214,15 +222,77 @@ def test_rejection_is_counted_by_reason_most_frequent_first(run: Path) -> None:
     )
 
 
-def test_first_and_last_step_show_best_median_and_worst_sample(run: Path) -> None:
-    text = Page(report(run)).text
-    assert "First step (1)" in text and "Last step (4)" in text
-    assert "step 1 prompt 0 sample 1" in text and "step 1 prompt 3" in text and "step 1 prompt 4" not in text  # the first four prompts
-    assert "step 4 prompt 5 sample 1" in text and "step 4 prompt 1" not in text  # the last four
-    assert "step 2" not in text.replace("step 2\n", "")  # but for the charts' tooltips
+def test_every_step_shown_has_best_median_and_worst_samples_of_its_first_prompts(run: Path) -> None:
+    html = report(run)
+    text = Page(html).text
+    assert "First step (1)" in text and "Step (2)" in text and "Last step (4)" in text
+    for step in (1, 2, 3, 4):
+        assert f"step {step} prompt 0 sample 1" in text and f"step {step} prompt 3" in text and f"step {step} prompt 4" not in text
+    assert html.count('class="moment at-') == 4 and html.count(' end">') == 2  # the ends are what is shown first
     assert "best: reward 1.2" in text and "median: reward 0.7" in text and "worst: reward 0.2" in text
     assert "one of those that nobody could judge" in text and "mean reward 0.70, 4 samples" in text
     assert "math 0.5" in text and "format –" in text and "advantage -1.25, version 3, 33 tokens, ended by stop" in text
+
+
+def test_samples_can_be_filtered_by_each_reward_part(run: Path) -> None:
+    rows = list(rl_samples(steps=2))
+    for i, row in enumerate(rows):
+        row["parts"] = {"math": float(i % 2), NASTY: 0.5}
+    rows[0]["finish"] = "length"
+    write_lines(run / "02-reason" / "samples.jsonl", rows)
+    html = report(run)
+    page = Page(html)
+    labels = [text for text in page.texts if text.startswith(("math ", "<script>", "truncated"))]
+    assert {"math at its highest", "math lower", "truncated"} <= set(labels)
+    assert not any(label == "math not judged" for label in labels)  # a filter that finds nothing is not offered
+    shown = [
+        (attributes["class"] or "").split() for tag, attributes in page.elements if (attributes.get("class") or "").startswith("sample ")
+    ]
+    high, low = (sum(key in keys for keys in shown) for key in ("p0-high", "p0-low"))
+    assert high and low and high + low == len(shown)
+    radios = [attributes for tag, attributes in page.elements if tag == "input"]
+    assert all(attributes["type"] == "radio" for attributes in radios)
+    assert f"#browser-2:has(#{'only-2-p0-high'}:checked)" in html and any(a["id"] == "only-2-p0-high" for a in radios)
+
+
+def test_a_prompt_that_came_again_is_shown_across_steps(run: Path) -> None:
+    rows = list(rl_samples(steps=4))
+    for row in rows:
+        if row["prompt_id"] in ("sums-1-0", "sums-3-0"):
+            row["prompt_id"] = "again"
+    write_lines(run / "02-reason" / "samples.jsonl", rows)
+    text = Page(report(run)).text
+    across = text.partition("The same prompt across steps")[2]
+    assert "steps 1, 3" in across and "step 1 (mean 0.70 of 4), best: reward 1.2" in across and "step 3 (mean 0.70 of 4), worst" in across
+
+
+def test_what_a_filtering_stage_kept_and_dropped_can_be_read(run: Path) -> None:
+    rows = [
+        {"prompt": f"Calculate {i}", "completion": f"{NASTY} number {i}", "prompt_id": f"p{i}", "parts": {"math": 1.0}, "dropped": why}
+        for i, why in enumerate([None, "too_long", None, "duplicate"])
+    ]
+    write_lines(run / "03-harvest" / "samples.jsonl", rows)
+    text = Page(report(run)).text.partition("What was kept, and what was dropped")[2]
+    assert "kept" in text and "dropped: too long" in text and "dropped: duplicate" in text and text.count("number 2") == 1
+
+
+def test_held_out_problems_are_shown_model_by_model(run: Path) -> None:
+    for name, right in (("base", 0.0), ("cold", 0.0), ("reason", 1.0)):
+        items = [
+            {
+                "prompt_id": f"heldout/{i}",
+                "question": f"What is {i} + 1?",
+                "answer": str(i + 1),
+                "text": f"{name} says {NASTY}",
+                "accuracy": right,
+                "lenient": 1.0,
+            }
+            for i in range(9)
+        ]
+        write_lines(run / "evals" / f"{name}.items.jsonl", items)
+    page = Page(report(run))
+    assert "What is 0 + 1?" in page.text and "right: 1 of 3 models" in page.text and "script" not in {tag for tag, _ in page.elements}
+    assert "reason: right" in page.text and "base: right, but not in the form asked for" in page.text
 
 
 def test_no_html_of_a_completion_survives(run: Path) -> None:
@@ -257,13 +327,54 @@ def test_nothing_else_of_a_run_is_taken_for_html_either(run: Path, place: str) -
     assert "alert(1)" in page.text.partition("recipe.yaml, with")[0]
 
 
-def test_works_offline_and_is_small(run: Path) -> None:
+def test_works_offline(run: Path) -> None:
     html = report(run)
     assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
     assert "default-src 'none'" in html  # nor would a browser load anything
+    assert not any(name in ("src", "srcset", "action", "data") for _, attributes in Page(html).elements for name in attributes)
+    links = [attributes["href"] for tag, attributes in Page(html).elements if "href" in attributes]
+    assert links and all(link and link.startswith("#") for link in links)
+
+
+def test_a_page_stays_small_however_many_steps_and_however_long_the_completions(run: Path) -> None:
     write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in range(1, 3001)])
-    write_lines(run / "02-reason" / "samples.jsonl", [{**row, "text": "long " * 20_000} for row in rl_samples(steps=2)])
+    write_lines(run / "02-reason" / "samples.jsonl", [{**row, "text": "long " * 20_000} for row in rl_samples(steps=9)])
     assert len(report(run).encode()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_a_long_run_makes_a_small_page_in_seconds_and_little_memory(run: Path) -> None:
+    write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in range(1, 2001)])
+    with (run / "02-reason" / "samples.jsonl").open("w") as file:
+        for step in range(1, 2001):
+            for sample in range(50):
+                row = {
+                    "step": step,
+                    "prompt_id": f"p{step}-{sample // 10}",
+                    "prompt": "Calculate",
+                    "text": "so it is " * 20 + NAUGHTY,
+                    "reward": sample / 50,
+                }
+                file.write(json.dumps({**row, "parts": {"math": sample % 2}, "completion_tokens": sample}) + "\n")
+    measure = (
+        "import re, sys, time; from pathlib import Path; from grpo.run.report import write_report\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
+        "before, began = peak(), time.process_time(); write_report(Path(sys.argv[1])); print(time.process_time() - began, peak() - before)"
+    )
+    printed = subprocess.run([sys.executable, "-c", measure, str(run)], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    seconds, mebibytes = map(float, printed.split())
+    assert (run / "report.html").stat().st_size < 1_500_000
+    assert seconds < 20 and mebibytes < 60  # 3.2 s and 10 MiB on two cores
+
+
+def test_a_huge_file_of_samples_is_read_in_pieces(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / "02-reason" / "samples.jsonl"
+    write_lines(path, [{**row, "text": "long " * 400} for row in rl_samples(steps=300)])
+    lines = Lines(path, max_bytes=1 << 20)
+    steps = [row["step"] for row in lines]
+    assert lines.is_sampled and lines.num_unread == 0
+    assert steps == sorted(steps) and steps[0] == 1 and steps[-1] == 300 and len(set(steps)) > 50
+    assert 0.5 * (1 << 20) < len(steps) / 7200 * path.stat().st_size < 1.5 * (1 << 20)
 
 
 def test_a_run_that_stopped_shows_how_far_it_got(run: Path) -> None:
@@ -332,20 +443,6 @@ def test_a_second_report_replaces_the_first_and_leaves_nothing_else(run: Path) -
     assert {path.name for path in run.iterdir()} - before == {"report.html"}
 
 
-def test_samples_are_read_from_both_ends_only(tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    write_lines(path, list(rl_samples(steps=3)))
-    whole = path.read_bytes()
-    path.write_bytes(
-        whole.replace(b"sums-2-", b"x" * 500_000 + b"-", 1) + b'{"step": 4, "prompt_id": "to'
-    )  # several blocks, a torn last line
-    first, last = first_prompts(path, 2), last_prompts(path, 2)
-    assert [(one.step, one.rows[0]["prompt_id"], len(one.rows)) for one in first] == [(1, "sums-1-0", 4), (1, "sums-1-1", 4)]
-    assert [(one.step, one.rows[0]["prompt_id"], len(one.rows)) for one in last] == [(3, "sums-3-4", 4), (3, "sums-3-5", 4)]
-    assert [row["text"][-1] for row in last[0].rows] == list("0123")
-    assert len(last_prompts(path, 100)) == 6  # a step has no more
-
-
 def test_ticks_are_round_numbers_within_the_range() -> None:
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(0.0031, 0.0072) == pytest.approx([0.004, 0.005, 0.006, 0.007])
@@ -355,12 +452,12 @@ def test_ticks_are_round_numbers_within_the_range() -> None:
 def test_smoothing_keeps_a_constant_and_the_number_of_points() -> None:
     assert smooth([3.0] * 100) == pytest.approx([3.0] * 100)  # also at the ends, where half the neighbours are missing
     assert list(smooth([1.0, 5.0])) == [1.0, 5.0]
-    assert len(thinned([(float(i), 1.0) for i in range(1001)])) == 240
+    assert len(thinned([(float(i), 1.0) for i in range(1001)])) == 200
 
 
 def test_an_error_of_zero_and_a_single_point_can_be_drawn() -> None:
     chart = line_chart("t", "y", [Series("a", [(1.0, 0.0)], errors=[0.0], style="marked")])
-    assert chart is not None and "nan" not in chart and "inf" not in chart
+    assert chart is not None and "nan" not in chart.figure() and "inf" not in chart.figure()
     assert line_chart("t", "y", [Series("a", [])]) is None
 
 
