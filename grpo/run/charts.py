@@ -71,7 +71,7 @@ class Chart:
         """A file of its own, light and dark: the caption and the legend are drawn as well."""
         y = MARGIN + 14.0
         drawn = [Markup('<text class="name" x="{}" y="{:.0f}">{}</text>').format(MARGIN, y, self.title)]
-        note_at = MARGIN + 7.6 * len(self.title) + 8
+        note_at = MARGIN + 8.2 * len(self.title) + 10
         if self.note:
             if note_at + CHARACTER_WIDTH * len(self.note) > WIDTH:
                 note_at, y = MARGIN, y + LINE
@@ -170,7 +170,7 @@ def bar_chart(title: str, x_name: str, groups: Mapping[str, Sequence[Bar]], high
         Markup('<path class="grid" d="M{0:.1f} 4V{1:.0f}"/><text x="{0:.1f}" y="{2:.0f}" class="middle">{3}</text>').format(
             x_at(tick), y, y + 13, _tick_name(tick)
         )
-        for tick in ticks(0.0, highest, 4)
+        for tick in ticks(0.0, highest)
     ]
     axis = Markup('<text x="{}" y="{:.0f}" class="axis middle">{}</text>').format((LEFT + WIDTH - VALUE_WIDTH) / 2, y + 28, x_name)
     label = "; ".join(f"{name}: " + ", ".join(f"{bar.name} {bar.value:.3f}" for bar in bars) for name, bars in groups.items())

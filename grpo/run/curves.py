@@ -88,7 +88,9 @@ def _rl_charts(stage: StageContents) -> list[Chart | None]:
         chart("Gradient", "norm, before it is clipped", ("train/grad_norm", "norm", 0)),
         chart("Throughput", "completion tokens per second of rollout", ("rollout/tokens_per_s", "tokens per second", 0)),
         _time_chart(stage.steps),
-        chart("Memory", "GiB", *[(name, name.partition("/")[2].removesuffix("_gib"), i) for i, name in enumerate(gib[:MAX_PARTS])]),
+        chart(
+            "Memory", "GiB", *[(name, visible(name.rpartition("/")[2].removesuffix("_gib")), i) for i, name in enumerate(gib[:MAX_PARTS])]
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -144,6 +145,11 @@ def _comparison_page(folder: Path, against: Path) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(chart_style=chart_style(), **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -152,7 +158,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "tagged": tagged, "duration": duration, "number": number, "score": score, "size": size}
-    return environment.get_template(template).render(chart_style=chart_style(), **values)
+    return environment
 
 
 def _write(text: str, file: Path) -> Path:

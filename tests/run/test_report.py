@@ -6,154 +6,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from grpo.run.charts import Series, line_chart, number, smooth, thinned, ticks
 from grpo.run.lines import Lines
-from grpo.run.report import write_report
 from grpo.run.samples import shortened
 from grpo.run.words import duration, visible
-
-ROOT = Path(__file__).parents[2]
-NASTY = "<script>alert(1)</script>\x1b[31mred\x07\n</pre><img src=x onerror=alert(2)>\u202eevil\ud800 {{ 7 * 7 }}"
-NAUGHTY = NASTY.replace("\ud800", "")  # in YAML, half a surrogate pair is a mistake
-RECIPE = """\
-name: small
-description: four stages
-stages:
-- {name: cold, kind: sft, from: base}
-- {name: reason, kind: rl, from: cold, steps: 4}
-- {name: harvest, kind: reject, from: reason}
-- {name: student, kind: distill, from: {make: tiny_llama}}
-"""
-SCORES = {
-    "base": (0.031, 0.125),
-    "cold": (0.211, 0.273),
-    "reason": (0.588, 0.617),
-    "student_student": (0.0, 0.012),
-    "student": (0.491, 0.532),
-}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished run of four stages."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    for name, (strict, lenient) in SCORES.items():
-        write(tmp_path / "evals" / f"{name}.json", {"accuracy": strict, "accuracy_se": 0.022, "lenient": lenient, "lenient_se": 0.017})
-    rejected = {
-        "reject/samples": 80.0,
-        "reject/kept": 11.0,
-        "reject/prompts_kept": 9.0,
-        "reject/truncated": 48.0,
-        "reject/below_min_reward": 21.0,
-    }
-    records = [
-        stage(tmp_path, 1, "cold", "sft", "base", scored("base", "cold")),
-        stage(tmp_path, 2, "reason", "rl", "cold", {**scored("cold", "reason"), "eval/pass_at_2": 0.663}),
-        stage(tmp_path, 3, "harvest", "reject", "reason", rejected),
-        stage(tmp_path, 4, "student", "distill", "tiny_llama", scored("student_student", "student")),
-    ]
-    write_lines(tmp_path / "01-cold" / "metrics.jsonl", [{"step": i, "loss/total": 2.5 / i} for i in (1, 2, 3)])
-    write_lines(tmp_path / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in (1, 2, 3, 4)])
-    write_lines(tmp_path / "02-reason" / "samples.jsonl", list(rl_samples(steps=4)))
-    write(tmp_path / "summary.json", {"recipe": "small", "status": "complete", "stages": records})
-    return tmp_path
-
-
-def stage(folder: Path, number: int, name: str, kind: str, start: str, metrics: dict[str, float]) -> dict[str, Any]:
-    output = f"{number:02d}-{name}/{'data' if kind == 'reject' else 'model'}"
-    record = {
-        "name": name,
-        "kind": kind,
-        "status": "complete",
-        "seconds": 61.0 * number,
-        "from": start,
-        "output": output,
-        "metrics": metrics,
-    }
-    write(folder / f"{number:02d}-{name}" / "stage.json", {**record, "fingerprint": "0", "identity": {}})
-    return record
-
-
-def scored(before: str, after: str) -> dict[str, float]:
-    numbers = {"eval/accuracy_se": 0.022, "eval/lenient_se": 0.017, "eval/num_problems": 512}
-    for suffix, model in (("before", before), ("after", after)):
-        numbers |= {f"eval/accuracy_{suffix}": SCORES[model][0], f"eval/lenient_{suffix}": SCORES[model][1]}
-    return numbers
-
-
-def rl_metrics(step: int) -> dict[str, float]:
-    names = ["reward/total", "reward/math", "reward/format", "rollout/completion_tokens", "rollout/well_formed_frac"]
-    names += ["rollout/truncated_frac", "rollout/logprob_gap", "loss/kl", "policy/entropy", "time/rollout_s", "time/update_s"]
-    names += ["loss/clipped_frac", "rollout/tokens_per_s", "train/grad_norm"]
-    evaluated = {"eval/accuracy": 0.3 + step / 20, "eval/accuracy_se": 0.02, "eval/lenient": 0.4 + step / 20} if step % 2 == 0 else {}
-    return {
-        "step": step,
-        **{name: (1 + i) * step / 50 for i, name in enumerate(names)},
-        **evaluated,
-        "time/step_s": 2.0,
-        "reward/math_timeout": 1.0,
-    }
-
-
-def rl_samples(steps: int) -> Iterator[dict[str, Any]]:
-    for step in range(1, steps + 1):
-        for p in range(6):
-            for g in range(4):
-                yield {
-                    "step": step,
-                    "prompt_id": f"sums-{step}-{p}",
-                    "prompt": f"Calculate {step} + {p}",
-                    "answer": str(step + p),
-                    "text": f"{NASTY} step {step} prompt {p} sample {g}",
-                    "finish": "stop",
-                    "completion_tokens": 33,
-                    "reward": [0.2, 1.2, 0.7, None][g],
-                    "parts": {"math": 0.5, "format": None},
-                    "advantage": -1.25,
-                    "version": step - 1,
-                }
-
-
-def write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def report(folder: Path) -> str:
-    write_report(folder)
-    return (folder / "report.html").read_text(encoding="utf-8")
-
-
-class Page(HTMLParser):
-    """Which elements, attributes and text a browser would see."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(re.sub(r"</?mark>", "", html))  # which only sets off a part of a text
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        if self.elements and self.elements[-1][0] != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.texts)
+from tests.run.conftest import NASTY, NAUGHTY, RECIPE, ROOT, Page, figure_of, report, rl_metrics, rl_samples, stage, write, write_lines
 
 
 def test_a_finished_run_shows_its_stages_and_their_scores(run: Path) -> None:
@@ -225,7 +86,7 @@ def test_rejection_is_counted_by_reason_most_frequent_first(run: Path) -> None:
 def test_every_step_shown_has_best_median_and_worst_samples_of_its_first_prompts(run: Path) -> None:
     html = report(run)
     text = Page(html).text
-    assert "First step (1)" in text and "Step (2)" in text and "Last step (4)" in text
+    assert "First step (1)" in text and "Step 2" in text and "Last step (4)" in text
     for step in (1, 2, 3, 4):
         assert f"step {step} prompt 0 sample 1" in text and f"step {step} prompt 3" in text and f"step {step} prompt 4" not in text
     assert html.count('class="moment at-') == 4 and html.count(' end">') == 2  # the ends are what is shown first
@@ -432,6 +293,105 @@ def test_missing_torn_or_foreign_files_are_left_out(run: Path, name: str, conten
     assert "4 student" in report(run)
 
 
+def test_a_page_says_what_is_missing_or_torn(run: Path) -> None:
+    write_lines(run / "04-student" / "metrics.jsonl", [{"step": 1, "loss/total": 2.5}])
+    write_lines(run / "03-harvest" / "samples.jsonl", [{"prompt": "?", "completion": "!", "dropped": None}])
+    assert "What is missing" not in report(run)
+    (run / "03-harvest" / "samples.jsonl").unlink()
+    (run / "04-student" / "metrics.jsonl").unlink()
+    with (run / "02-reason" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "reward/total": 0.')
+    with (run / "02-reason" / "samples.jsonl").open("a") as file:
+        file.write('[1, 2]\n{"step": 4, "text": "half')
+    (run / "summary.json").unlink()
+    (run / "04-student" / "stage.json").write_text("{")
+    text = Page(report(run)).text
+    assert "summary.json is not there" in text
+    assert "2 reason: metrics.jsonl: 1 line torn or no JSON object, left out" in text
+    assert "2 reason: samples.jsonl: 2 lines torn or no JSON object, left out" in text
+    assert "4 student: stage.json cannot be read" in text and "4 student: there is no metrics.jsonl" in text
+    assert "3 harvest: there is no samples.jsonl" in text
+    assert "last sign of life" in text
+
+
+def test_a_running_stage_says_how_long_it_will_take(run: Path) -> None:
+    (run / "02-reason" / "stage.json").unlink()
+    (run / "summary.json").unlink()
+    write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(1)])
+    assert "1 of 4 steps, about 6.0 s left" in Page(report(run)).text  # three steps of 2 s
+
+
+def test_alarms_stand_first_and_are_escaped(run: Path) -> None:
+    rows = [{"step": 12, "alarm": NASTY, "text": f"too short {NASTY}", "evidence": {"text": NASTY}}, {"alarm": 7}, {"evidence": [1]}]
+    write_lines(run / "02-reason" / "alarms.jsonl", rows)
+    page = Page(report(run))
+    assert page.text.index("Alarms") < page.text.index("01-cold/model")
+    assert "too short <script>alert(1)</script>" in page.text and ", step 12" in page.text
+    assert "script" not in {tag for tag, _ in page.elements}
+
+
+def test_memory_and_clipping_are_drawn_where_they_are_logged(run: Path) -> None:
+    assert "<b>Memory</b>" not in report(run)
+    write_lines(run / "02-reason" / "metrics.jsonl", [{**rl_metrics(step), "memory/trainer_gib": 3.5 + step} for step in (1, 2)])
+    assert "step 2\ntrainer: 5.5" in figure_of(report(run), "Memory").replace("memory/trainer_gib", "trainer")
+    assert "clipped" in figure_of(report(run), "Clipping")
+
+
+def test_lengths_are_drawn_between_percentiles_of_the_samples(run: Path) -> None:
+    write_lines(run / "02-reason" / "metrics.jsonl", [rl_metrics(step) for step in range(1, 16)])
+    assert "10 to 90%" not in figure_of(report(run), "Completion length")  # of four steps there are samples
+    rows = [{**row, "completion_tokens": 10 * i} for i, row in enumerate(rl_samples(steps=15))]
+    write_lines(run / "02-reason" / "samples.jsonl", rows)
+    figure = figure_of(report(run), "Completion length")
+    assert figure.count('class="band"') == 1 and "10 to 90% of samples" in figure
+
+
+def test_eval_stages_stand_beside_the_others_by_their_held_out_set(run: Path) -> None:
+    exam = "- {name: exam, kind: eval, from: student, evaluation: {prompts: hard}}\n"
+    (run / "recipe.yaml").write_text(RECIPE.replace("stages:", "evaluation: {prompts: heldout}\nstages:") + exam)
+    stage(run, 5, "exam", "eval", "student", {"eval/accuracy": 0.125, "eval/accuracy_se": 0.01, "eval/lenient": 0.25})
+    html = report(run)
+    assert "5 exam, measured: 0.125 ± 0.010" in figure_of(html, "Strict: right and well-formed (hard)")
+    assert "exam" not in figure_of(html, "Strict: right and well-formed (heldout)")
+
+
+def test_lineage_shows_hashes_versions_machine_and_git_state(run: Path) -> None:
+    start = {"at": "2026-11-22T08:00:00+00:00", "command": ["grpo", "run", NASTY], "versions": {"torch": "2.13.0"}}
+    machine = {"hardware": {"processor": "a processor", "cores": 2, "memory_gib": 23.5, "gpus": ["H100, 80 GB"]}}
+    write(
+        run / "lineage.json",
+        {"starts": [{**start, **machine, "git": {"commit": "abc", "branch": "main", "num_changed": 1, "changed": [" M my.py"]}}, 7]},
+    )
+    files = [{"file": "model/model.safetensors", "bytes": 5 << 20, "sha256": "f00d"}, "foreign"]
+    write(run / "02-reason" / "lineage.json", {"inputs": ["cold", "sums"], "files": files})
+    page = Page(report(run))
+    for shown in (
+        "torch 2.13.0",
+        "a processor, 2 cores, 23.5 GiB of memory",
+        "H100, 80 GB",
+        "abc on main, 1 file(s) changed",
+        "M my.py",
+        "f00d",
+        "5 MiB",
+        "cold, sums",
+    ):
+        assert shown in page.text
+    assert "script" not in {tag for tag, _ in page.elements}
+
+
+def test_headings_come_in_order_and_every_chart_and_control_has_a_name(run: Path) -> None:
+    write_lines(run / "02-reason" / "alarms.jsonl", [{"step": 1, "alarm": "a", "text": "b"}])
+    html = report(run)
+    levels = [int(tag[1]) for tag, _ in Page(html).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    charts = [attributes for tag, attributes in Page(html).elements if tag == "svg"]
+    assert charts and all(attributes["role"] == "img" and attributes["aria-label"] for attributes in charts)
+    assert len(re.findall(r"<label><input [^>]*>[^<]+</label>", html)) == html.count("<input ")
+    assert html.count("<fieldset>") == html.count("<legend>")
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     assert "Nothing has been written to this folder yet." in report(tmp_path)
 
@@ -466,7 +426,3 @@ def test_words_for_people() -> None:
     assert [number(x) for x in (None, 4.0, 0.123456, 12345.6)] == ["–", "4", "0.123", "12,346"]
     assert visible("a\tb\r\n\u200bé") == "a⇥\tb⟨U+000D⟩↵\n⟨U+200B⟩é"
     assert shortened("x" * 60 + "y" * 60, 100) == "x" * 60 + "\n[... 20 characters left out ...]\n" + "y" * 40
-
-
-def figure_of(html: str, title: str) -> str:
-    return next(figure for figure in re.findall(r"<figure>.*?</figure>", html, re.S) if f"<b>{title}" in figure)
