@@ -65,10 +65,9 @@ def _rl_charts(stage: StageContents) -> list[Chart | None]:
         series = [curve(stage, metric, name, colour) for metric, name, colour in curves]
         return line_chart(title, y_name, series, note=note)
 
-    parts = [(f"reward/{name}", visible(name), 1 + i) for i, name in enumerate(reward_parts(stage)[:MAX_PARTS])]
     gib = sorted({name for row in stage.steps for name in row if name.startswith("memory/") or name.endswith("_gib")})
     return [
-        chart("Reward", "reward, mean over samples", ("reward/total", "total", 0), *parts, note="parts are before weighting"),
+        line_chart("Reward", "reward, mean over samples", _rewards(stage), note="parts are before weighting"),
         line_chart(
             "Held-out accuracy", "fraction of problems", _accuracy_series(stage), note="± standard error; squares: before and after"
         ),
@@ -101,6 +100,15 @@ def _supervised_charts(stage: StageContents) -> list[Chart | None]:
         line_chart("Loss", "cross-entropy, nats per completion token", series, x_name="update"),
         line_chart("Gradient", "norm, before it is clipped", norm, x_name="update"),
     ]
+
+
+def _rewards(stage: StageContents) -> list[Series]:
+    """The total and its parts; a part that is the total itself is named with it, and not drawn over it."""
+    total = curve(stage, "reward/total", "total")
+    names = reward_parts(stage)[:MAX_PARTS]
+    parts = [curve(stage, f"reward/{name}", visible(name), 1 + i) for i, name in enumerate(names)]
+    same = [part.name for part in parts if part.points == total.points]
+    return [replace(total, name=", ".join(["total", *same])), *(part for part in parts if part.name not in same)]
 
 
 def _lengths(stage: StageContents) -> Series:

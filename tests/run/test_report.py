@@ -66,6 +66,12 @@ def test_reward_parts_are_the_rewards_and_not_their_failure_counts(run: Path) ->
     assert re.findall(r"</i>([^<]*)</li>", figure_of(report(run), "Reward")) == legend
 
 
+def test_a_reward_that_is_the_total_is_not_drawn_over_it(run: Path) -> None:
+    rows = [{**rl_metrics(step), "reward/math": rl_metrics(step)["reward/total"]} for step in (1, 2)]
+    write_lines(run / "02-reason" / "metrics.jsonl", rows)
+    assert re.findall(r"</i>([^<]*)</li>", figure_of(report(run), "Reward")) == ["total, math", "format"]
+
+
 def test_accuracy_curve_has_the_measured_steps_and_both_ends(run: Path) -> None:
     figure = figure_of(report(run), "Held-out accuracy")
     assert "step 0\nstrict: 0.211\nstrict, before and after: 0.211\nlenient: 0.273" in figure
