@@ -116,7 +116,7 @@ def _missing_of_stage(own: Path, kind: str, metrics: Lines, samples: SamplesShow
         missing.append("there is no metrics.jsonl, so there are no curves")
     if metrics.num_unread:
         missing.append(f"metrics.jsonl: {_lines_left_out(metrics.num_unread)}")
-    if kind in ("rl", "reject") and not (own / "samples.jsonl").exists():
+    if (kind == "rl" or (kind == "reject" and record)) and not (own / "samples.jsonl").exists():
         missing.append("there is no samples.jsonl, so no completions can be shown")
     if samples.num_unread:
         missing.append(f"samples.jsonl: {_lines_left_out(samples.num_unread)}")
@@ -214,7 +214,7 @@ def _text(path: Path) -> str:
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path) or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

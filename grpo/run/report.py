@@ -106,7 +106,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 def write_pictures(folder: Path, pictures: Path) -> list[Path]:
     """Every chart of a run as an SVG file of its own: accuracy-strict.svg, reason-completion-length.svg, ..."""
     run = read_run(folder)
-    named = [(f"accuracy {chart.title.partition(':')[0]}", chart) for chart in accuracy_charts(run)]
+    named = [(f"accuracy {re.sub(':[^(]*', ' ', chart.title)}", chart) for chart in accuracy_charts(run)]
     named += [(f"{stage.name} {chart.title}", chart) for stage in run.stages for chart in stage_charts(stage)]
     return [_write(chart.picture(), pictures / f"{_file_name(name)}.svg") for name, chart in named]
 
@@ -164,8 +164,11 @@ def _environment() -> jinja2.Environment:
 def _write(text: str, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.writing-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(file)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return file
 
 

@@ -299,6 +299,24 @@ def test_missing_torn_or_foreign_files_are_left_out(run: Path, name: str, conten
     assert "4 student" in report(run)
 
 
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"null\n", b"[1, {}]\n", b"\xff\xfe\x00{", b"[" * 100_000, b'{"starts": [3, {"git": 7, "versions": []}], "files": 1}\n'],
+)
+@pytest.mark.parametrize(
+    "name", ["lineage.json", "02-reason/lineage.json", "02-reason/alarms.jsonl", "evals/base.items.jsonl", "evals/reason.json"]
+)
+def test_files_that_only_newer_runs_have_may_be_foreign_too(run: Path, name: str, contents: bytes) -> None:
+    (run / name).write_bytes(contents)
+    assert "4 student" in report(run)
+
+
+@pytest.mark.parametrize("row", [{"starts": [{"at": [1], "command": [{}], "hardware": {"gpus": 7, "cores": None}, "git": {"changed": 3}}]}])
+def test_a_start_of_another_shape_is_shown_as_far_as_it_can_be(run: Path, row: dict[str, object]) -> None:
+    write(run / "lineage.json", row)
+    assert "Started [1]" in Page(report(run)).text
+
+
 def test_a_page_says_what_is_missing_or_torn(run: Path) -> None:
     write_lines(run / "04-student" / "metrics.jsonl", [{"step": 1, "loss/total": 2.5}])
     write_lines(run / "03-harvest" / "samples.jsonl", [{"prompt": "?", "completion": "!", "dropped": None}])
