@@ -54,13 +54,20 @@ class Lines:
             while (piece := file.readline(MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
                 pass
         while file.tell() < end and (line := file.readline(MAX_LINE_BYTES)):
+            is_whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+            while not is_whole and (piece := file.readline(MAX_LINE_BYTES)) and not piece.endswith(b"\n"):
+                pass
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
+            row = _parsed(line) if is_whole else None
             if isinstance(row, dict):
                 yield row
             else:
                 self.num_unread += 1
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -439,6 +439,17 @@ def test_smoothing_keeps_a_constant_and_the_number_of_points() -> None:
     assert len(thinned([(float(i), 1.0) for i in range(1001)])) == 200
 
 
+def test_a_band_is_one_standard_deviation_about_the_line() -> None:
+    chart = line_chart("t", "y", [Series("a", [(float(i), 2.0 * (i % 2)) for i in range(100)], has_band=True)])
+    assert chart is not None
+    path = re.findall(r'class="band" d="M([^"]*)Z"', chart.shapes)[0]
+    points = [tuple(map(float, point.split())) for point in path.split("L")]
+    middle = [y for x, y in points if 150 < x < 300]
+    # 0 and 2 in turn: mean 1, deviation 1, so from 0, which lies at 202, to 2, at 202 - 176 * 2 / 2.1
+    assert min(middle) == pytest.approx(34.4, abs=1.0) and max(middle) == pytest.approx(202, abs=1.0)
+    assert 'class="band"' not in str(line_chart("t", "y", [Series("a", [(1.0, 2.0), (2.0, 1.0)], has_band=True)]).shapes)  # too short
+
+
 def test_an_error_of_zero_and_a_single_point_can_be_drawn() -> None:
     chart = line_chart("t", "y", [Series("a", [(1.0, 0.0)], errors=[0.0], style="marked")])
     assert chart is not None and "nan" not in chart.figure() and "inf" not in chart.figure()
