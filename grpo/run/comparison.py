@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from grpo.run.charts import Chart, Series, line_chart
 from grpo.run.contents import RunContents, StageContents
 from grpo.run.curves import curve
-from grpo.run.samples import Numbers
+from grpo.run.lines import Lines
+from grpo.run.samples import Numbers, numbers_of
 from grpo.run.words import duration, score, visible
 
 CURVES = (
@@ -32,13 +37,14 @@ MAX_KEYS, MAX_VALUE_CHARS = 200, 300
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A score of a stage's model in both runs. ``difference``: second minus first, ± the error of the difference of independent means."""
+    """A score of a stage's model in both runs. ``difference``: second minus first; ``how`` says how its error was found."""
 
     stage: str
     measure: str
     first: str
     second: str
     difference: str
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def compare(first: RunContents, second: RunContents, labels: tuple[str, str]) ->
         first=first,
         second=second,
         labels=labels,
-        scores=[row for a, b in pairs for row in _scores(a, b)],
+        scores=[row for a, b in pairs for row in _scores(a, b, (first.folder, second.folder))],
         keys=keys[:MAX_KEYS],
         num_more_keys=max(0, len(keys) - MAX_KEYS),
         stages=stages,
@@ -105,16 +111,44 @@ def _accuracy(stage: StageContents, label: str, colour: int) -> Series:
     return Series(label, points, errors=known if len(known) == len(points) else (), colour=colour, style="marked")
 
 
-def _scores(a: StageContents, b: StageContents) -> Iterator[ScoreRow]:
+def _scores(a: StageContents, b: StageContents, folders: tuple[Path, Path]) -> Iterator[ScoreRow]:
+    problems = [scores_by_problem(folder, a.name) for folder in folders]
     for name, measure in (("accuracy", "accuracy, strict"), ("lenient", "accuracy, lenient")):
         if name in a.after or name in b.after:
-            yield ScoreRow(a.name, measure, score(a.after, name), score(b.after, name), difference(a.after, b.after, name))
+            paired = paired_difference(*({key: scores[name] for key, scores in of.items() if name in scores} for of in problems))
+            how = "problem by problem" if paired else "as of two separate sets" if name in a.after and name in b.after else ""
+            shown = f"{paired[0]:+.3f} ± {paired[1]:.3f}" if paired else difference(a.after, b.after, name)
+            yield ScoreRow(a.name, measure, score(a.after, name), score(b.after, name), shown, how)
     if a.seconds is not None and b.seconds is not None:
         yield ScoreRow(a.name, "time", duration(a.seconds), duration(b.seconds), f"{b.seconds / a.seconds:.2f} times" if a.seconds else "–")
 
 
+Problem = tuple[str, str]
+
+
+def scores_by_problem(folder: Path, model: str) -> dict[Problem, dict[str, float]]:
+    """The mean of each score over a problem's samples, by (id, question), of a run's model; empty where no items were kept."""
+    items = Lines(folder / "evals" / f"{model}.items.jsonl") if re.fullmatch(r"\w+", model) else ()
+    values: dict[Problem, dict[str, list[float]]] = {}
+    for item in items:
+        known = numbers_of(item)
+        if "accuracy" in known and "lenient" in known:  # what nobody could judge counts in neither
+            of_problem = values.setdefault((str(item.get("prompt_id")), str(item.get("question"))), {})
+            for name in ("accuracy", "lenient"):
+                of_problem.setdefault(name, []).append(known[name])
+    return {problem: {name: sum(drawn) / len(drawn) for name, drawn in scores.items()} for problem, scores in values.items()}
+
+
+def paired_difference(a: Mapping[Problem, float], b: Mapping[Problem, float]) -> tuple[float, float] | None:
+    """(mean of b - a over problems, its standard error s / sqrt(n)), s with n - 1; None where these are not the same two problems or more."""
+    if a.keys() != b.keys() or len(a) < 2:
+        return None
+    differences = np.array([b[problem] - a[problem] for problem in a])
+    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
+
+
 def difference(a: Numbers, b: Numbers, name: str) -> str:
-    """ "+0.031 ± 0.018": the errors' root of squares, as of two independent means; where both runs measured the same problems it is wide."""
+    """ "+0.031 ± 0.018": the errors' root of squares, as of two independent means."""
     if name not in a or name not in b:
         return "–"
     errors = (a.get(f"{name}_se"), b.get(f"{name}_se"))

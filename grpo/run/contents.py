@@ -51,6 +51,7 @@ class StageContents:
 
 @dataclass(frozen=True)
 class RunContents:
+    folder: Path
     name: str
     description: str
     status: str
@@ -83,6 +84,7 @@ def read_run(folder: Path) -> RunContents:
     stages = [_read_stage(folder, found, recipe, number, _at(summaries, number)) for number in numbers]
     name = summary.get("recipe") or recipe.get("name") or folder.resolve().name
     return RunContents(
+        folder=folder,
         name=str(name),
         description=str(recipe.get("description") or ""),
         status=str(summary.get("status") or "unfinished"),

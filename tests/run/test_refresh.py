@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from grpo.cli import app
 from grpo.run import report as reports
+from grpo.run.comparison import paired_difference
 from grpo.run.progress import Progress
 from grpo.run.report import ReportRefresh
 from tests.run.conftest import NAUGHTY, RECIPE, Page, rl_metrics, stage, write_lines
@@ -136,9 +137,32 @@ def test_two_runs_are_compared_by_score_setting_and_curve(run: Path, tmp_path: P
     assert "+0.100 ± 0.037" in text  # 0.311 - 0.211, and the root of 0.022² + 0.03²
     assert "+0.100 ± 0.022" in text  # 0.688 - 0.588
     assert "stages.reason.steps" in text and "harvest (reject), only in" in text
-    assert "seed" not in text  # neither recipe has one
+    assert "seed" not in text.partition("Settings")[2]  # neither recipe has one
     assert html.count("<figure>") > 10
     assert "script" not in {tag for tag, _ in Page(html).elements} and "http://" not in html and "https://" not in html
+
+
+def test_models_that_answered_the_same_problems_are_compared_problem_by_problem(run: Path, tmp_path: Path) -> None:
+    def answer(folder: Path, right: list[list[int]]) -> None:
+        (folder / "evals").mkdir(parents=True, exist_ok=True)
+        named = [(f"h/{i}", float(one)) for i, drawn in enumerate(right) for one in drawn]
+        rows = [{"prompt_id": name, "question": "?", "accuracy": one, "lenient": one} for name, one in named]
+        write_lines(folder / "evals" / "cold.items.jsonl", [*rows, {"prompt_id": "h/0", "question": "?", "accuracy": None, "lenient": 0.0}])
+
+    def compared() -> str:
+        assert grpo(run, "--against", other)[0] == 0
+        return " ".join(Page((run / "comparison.html").read_text()).text.split())
+
+    other = tmp_path / "other"
+    stage(other, 1, "cold", "sft", "base", {"eval/accuracy_after": 0.75, "eval/accuracy_se": 0.2})
+    answer(run, [[0, 0], [1, 0], [1, 1], [0, 0]])
+    answer(other, [[1, 0], [1, 1], [1, 1], [0, 0]])
+    # Problem by problem +1/2, +1/2, 0, 0: mean 1/4; deviations of ±1/4, so s² = 4/16 / 3, and the error is sqrt(1/12 / 4) = 0.144.
+    assert "+0.250 ± 0.144 problem by problem" in compared()
+    answer(other, [[1, 0], [1, 1], [1, 1]])  # of the fourth nothing is known
+    assert "+0.539 ± 0.201 as of two separate sets" in compared()  # 0.75 - 0.211, and the root of 0.2² + 0.022²
+    assert paired_difference({("a", "1 + 1?"): 1.0, ("b", "?"): 0.0}, {("a", "1 + 2?"): 1.0, ("b", "?"): 0.0}) is None  # asked otherwise
+    assert paired_difference({("a", "?"): 1.0}, {("a", "?"): 1.0}) is None  # of one problem there is no error
 
 
 def test_a_run_compared_with_itself_differs_in_nothing(run: Path, tmp_path: Path) -> None:
