@@ -138,7 +138,9 @@ def report(
 
     from grpo.run.report import report_run
 
-    for path in report_run(Path(folder), Path(against) if against else None, Path(out) if out else None, Path(pictures) if pictures else None):
+    for path in report_run(
+        Path(folder), Path(against) if against else None, Path(out) if out else None, Path(pictures) if pictures else None
+    ):
         print(path)
 
 
