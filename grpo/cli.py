@@ -151,6 +151,27 @@ def plan(
 
 @app.command()
 @_explains_errors
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's folder, finished or not.")],
+    against: Annotated[str | None, typer.Option(metavar="DIR2", help="Compare with this run.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where to write; DIR/report.html, or with --against DIR/comparison.html.")
+    ] = None,
+    pictures: Annotated[str | None, typer.Option(metavar="FOLDER", help="Write every chart there too, as an SVG file.")] = None,
+) -> None:
+    """Write a run's report anew: one HTML file that works offline. Example: grpo report runs/first --against runs/second"""
+    from pathlib import Path
+
+    from grpo.run.report import report_run
+
+    for path in report_run(
+        Path(folder), Path(against) if against else None, Path(out) if out else None, Path(pictures) if pictures else None
+    ):
+        print(path)
+
+
+@app.command()
+@_explains_errors
 def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """List the shipped recipes. Example: grpo recipes"""
     from grpo.loading import load_recipe, shipped_recipes

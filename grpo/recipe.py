@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
 from grpo.run.interruption import Interruption
+from grpo.run.lineage import record_stage, record_start
 from grpo.run.progress import Progress
 from grpo.run.records import write_text
-from grpo.run.report import write_report
+from grpo.run.report import ReportRefresh
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
 
@@ -66,7 +66,8 @@ def run_recipe(
 
 def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, Any]:
     recipe = loaded.recipe
-    with Progress(len(plan)) as progress, Interruption(progress.say) as interruption:
+    refresh = ReportRefresh(run.path)
+    with Progress(len(plan), after_step=refresh.if_due) as progress, Interruption(progress.say) as interruption:
         if all(planned.is_done for planned in plan):
             progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
             return _write_summary(loaded, run, plan, "complete")
@@ -78,6 +79,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
 
         work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
         try:
+            record_start(run.path, loaded.base)
             _start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
@@ -122,6 +124,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     outcome = runner(stage, work, folder)
     if outcome.artifact is not None:
         work.artifacts[stage.name] = outcome.artifact
+    record_stage(folder, planned.inputs, outcome.artifact.path if outcome.artifact is not None else None)
     seconds = time.monotonic() - started
     output = outcome.artifact.path.relative_to(run.path).as_posix() if outcome.artifact is not None else None
     record = {
@@ -260,10 +263,7 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
         stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
     summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
     run.write_summary(summary)
-    try:
-        write_report(run.path)
-    except OSError as error:  # a report that cannot be written must not hide why a run ended
-        print(f"grpo: the report was not written: {error}", file=sys.stderr)
+    ReportRefresh(run.path).now()
     return summary
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-BLOCK_BYTES, MAX_SAMPLE_BYTES = 1 << 18, 1 << 24
-LARGEST = 1e100  # NaN and infinity are not below it either
+from grpo.run.lines import Lines, Row
+from grpo.run.samples import LARGEST, Numbers, SamplesShown, numbers_of, read_samples
 
-Numbers = Mapping[str, float]
-Row = dict[str, Any]
+NUM_HELD_OUT, MAX_ALARMS = 4, 100
 
 
 @dataclass(frozen=True)
 class StageContents:
-    """A stage as far as it got. ``status``: complete, unfinished (begun) or pending; ``before`` and ``after``: its two models' scores."""
+    """A stage as far as it got. ``status``: complete, unfinished (begun) or pending; ``before`` and ``after``: its two models' scores.
+
+    ``heldout``: the data these were measured on; ``evaluated``: the model of ``before``. ``missing``: what of its files is not there or torn.
+    """
 
     number: int
     name: str
@@ -35,7 +37,12 @@ class StageContents:
     after: Numbers
     steps: list[Numbers]
     num_steps_planned: int | None
-    samples: Path | None
+    heldout: str
+    evaluated: str
+    samples: SamplesShown
+    alarms: Sequence[Row]
+    lineage: Row
+    missing: Sequence[str]
 
     @property
     def makes_model(self) -> bool:
@@ -44,59 +51,105 @@ class StageContents:
 
 @dataclass(frozen=True)
 class RunContents:
+    folder: Path
     name: str
     description: str
     status: str
     recipe_yaml: str
+    recipe: Row = field(repr=False)
     stages: list[StageContents]
+    held_out: Sequence[HeldOut]
+    starts: Sequence[Row]
+    last_written: float | None
+    missing: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt of one step and the rows of its samples."""
+class HeldOut:
+    """A problem of the held-out set, and what each model said: (model, item)."""
 
-    step: float
-    rows: list[Row] = field(repr=False)
+    question: str
+    answer: str | None
+    said: Sequence[tuple[str, Row]] = field(repr=False)
 
 
 def read_run(folder: Path) -> RunContents:
     summary = _mapping(_json(folder / "summary.json"))
     recipe_yaml = _text(folder / "recipe.yaml")
     recipe = _mapping(_yaml(recipe_yaml))
-    planned = [_mapping(stage) for stage in _list(recipe.get("stages"))]
+    planned = _list(recipe.get("stages"))
     summaries = [_mapping(stage) for stage in _list(summary.get("stages"))]
     found = {path.name: path for path in sorted(folder.glob("[0-9][0-9]-*")) if path.is_dir()}
     numbers = sorted({*range(1, max(len(planned), len(summaries)) + 1), *(int(name[:2]) for name in found)})
-    stages = [_read_stage(folder, found, number, _at(planned, number), _at(summaries, number)) for number in numbers]
+    stages = [_read_stage(folder, found, recipe, number, _at(summaries, number)) for number in numbers]
     name = summary.get("recipe") or recipe.get("name") or folder.resolve().name
-    return RunContents(str(name), str(recipe.get("description") or ""), str(summary.get("status") or "unfinished"), recipe_yaml, stages)
+    return RunContents(
+        folder=folder,
+        name=str(name),
+        description=str(recipe.get("description") or ""),
+        status=str(summary.get("status") or "unfinished"),
+        recipe_yaml=recipe_yaml,
+        recipe=recipe,
+        stages=stages,
+        held_out=_held_out(folder, stages),
+        starts=[_mapping(start) for start in _list(_mapping(_json(folder / "lineage.json")).get("starts"))],
+        last_written=max((file.stat().st_mtime for file in folder.glob("*/metrics.jsonl")), default=None),
+        missing=_missing(folder, summary, recipe),
+    )
 
 
-def first_prompts(path: Path, limit: int) -> list[Asked]:
-    """The first ``limit`` prompts of the first step in samples.jsonl; reads no further than that."""
-    try:
-        with path.open("rb") as file:
-            return _of_one_step(_rows(_bounded(file)), limit)
-    except OSError:
-        return []
+def _missing(folder: Path, summary: Row, recipe: Row) -> list[str]:
+    """What a run writes and this folder does not hold, or not whole."""
+    missing = []
+    for file, found, otherwise in (
+        ("recipe.yaml", recipe, "names and kinds of stages are taken from what they wrote"),
+        ("summary.json", summary, "no stage has ended yet, or it was lost"),
+    ):
+        if not found:
+            missing.append(f"{file} {'is not there' if not (folder / file).exists() else 'cannot be read'}: {otherwise}")
+    return missing
 
 
-def last_prompts(path: Path, limit: int) -> list[Asked]:
-    """The last ``limit`` prompts of the last step in samples.jsonl, in the order they were written; reads backwards from the end."""
-    try:
-        asked = _of_one_step(_rows(_lines_backwards(path)), limit)
-    except OSError:
-        return []
-    return [Asked(one.step, one.rows[::-1]) for one in reversed(asked)]
+def _missing_of_stage(own: Path, kind: str, metrics: Lines, samples: SamplesShown, record: Row) -> list[str]:
+    missing = []
+    if (own / "stage.json").exists() and not record:
+        missing.append("stage.json cannot be read")
+    if kind in ("sft", "rl", "distill") and not metrics.path.exists():
+        missing.append("there is no metrics.jsonl, so there are no curves")
+    if metrics.num_unread:
+        missing.append(f"metrics.jsonl: {_lines_left_out(metrics.num_unread)}")
+    if (kind == "rl" or (kind == "reject" and record)) and not (own / "samples.jsonl").exists():
+        missing.append("there is no samples.jsonl, so no completions can be shown")
+    if samples.num_unread:
+        missing.append(f"samples.jsonl: {_lines_left_out(samples.num_unread)}")
+    if samples.is_sampled:
+        missing.append("samples.jsonl is long: pieces of it were read, at equal distances from its beginning to its end")
+    return missing
 
 
-def numbers_of(value: Any) -> Numbers:
-    """The numbers of a mapping that an axis can hold."""
-    known = _mapping(value).items()
-    return {str(k): float(v) for k, v in known if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST}
+def _lines_left_out(number: int) -> str:
+    return f"{number} line{'s' if number > 1 else ''} torn or no JSON object, left out"
 
 
-def _read_stage(folder: Path, found: Mapping[str, Path], number: int, planned: Row, summary: Row) -> StageContents:
+def _held_out(folder: Path, stages: Sequence[StageContents]) -> list[HeldOut]:
+    """The first problems of the held-out set, with the first answer of every model that was measured on it, in the order they were made."""
+    names = dict.fromkeys(name for stage in stages for name in (stage.evaluated, stage.name) if re.fullmatch(r"\w+", name))
+    said: dict[str, dict[str, Row]] = {}
+    for name in names:
+        for item in islice(Lines(folder / "evals" / f"{name}.items.jsonl"), 64 * NUM_HELD_OUT):
+            said.setdefault(str(item.get("prompt_id")), {}).setdefault(name, item)
+    complete = [by_model for by_model in said.values() if len(by_model) == max(map(len, said.values()))]
+    return [_one_held_out(by_model) for by_model in complete[:NUM_HELD_OUT] if len(by_model) > 1]
+
+
+def _one_held_out(by_model: Mapping[str, Row]) -> HeldOut:
+    first = next(iter(by_model.values()))
+    answer = first.get("answer")
+    return HeldOut(str(first.get("question", "?")), None if answer is None else str(answer), list(by_model.items()))
+
+
+def _read_stage(folder: Path, found: Mapping[str, Path], recipe: Row, number: int, summary: Row) -> StageContents:
+    planned = _at([_mapping(stage) for stage in _list(recipe.get("stages"))], number)
     prefix = f"{number:02d}-"
     unplanned = next((name.removeprefix(prefix) for name in found if name.startswith(prefix)), number)
     name = str(planned.get("name") or summary.get("name") or unplanned)
@@ -106,16 +159,15 @@ def _read_stage(folder: Path, found: Mapping[str, Path], number: int, planned: R
     start = planned.get("from") or known.get("from") or "?"
     evaluated = f"{name}_student" if isinstance(start, dict) else str(start)
     metrics = numbers_of(known.get("metrics"))
-    steps = {
-        row["step"]: row
-        for row in map(numbers_of, _rows(_lines(own / "metrics.jsonl") if own else []))
-        if abs(row.get("step", LARGEST)) < 1e12
-    }
+    lines = Lines((own or folder / "nowhere") / "metrics.jsonl")
+    steps = {row["step"]: row for row in map(numbers_of, lines) if abs(row.get("step", LARGEST)) < 1e12}
     total = planned.get("steps")
+    kind = str(planned.get("kind") or known.get("kind") or "?")
+    samples = read_samples(own / "samples.jsonl") if own else SamplesShown()
     return StageContents(
         number=number,
         name=name,
-        kind=str(planned.get("kind") or known.get("kind") or "?"),
+        kind=kind,
         status="complete" if record or known.get("status") == "complete" else "unfinished" if own else "pending",
         start=str(known.get("from") or (start.get("make") or start.get("path") if isinstance(start, dict) else start)),
         seconds=numbers_of(known).get("seconds"),
@@ -125,8 +177,24 @@ def _read_stage(folder: Path, found: Mapping[str, Path], number: int, planned: R
         after=_scores(folder, name, metrics, "_after"),
         steps=[steps[step] for step in sorted(steps)],
         num_steps_planned=total if isinstance(total, int) else None,
-        samples=own / "samples.jsonl" if own else None,
+        heldout=_held_out_set(planned, recipe),
+        evaluated=evaluated,
+        samples=samples,
+        alarms=list(islice(Lines(own / "alarms.jsonl"), MAX_ALARMS)) if own else [],
+        lineage=_lineage(own, record) if own else {},
+        missing=_missing_of_stage(own, kind, lines, samples, record) if own else [],
     )
+
+
+def _lineage(own: Path, record: Row) -> Row:
+    known = _mapping(_json(own / "lineage.json"))
+    return {**known, "fingerprint": record["fingerprint"]} if record.get("fingerprint") else known
+
+
+def _held_out_set(planned: Row, recipe: Row) -> str:
+    """The name of the data that a stage's model is measured on."""
+    names = (_mapping(evaluation).get("prompts") for evaluation in (planned.get("evaluation"), recipe.get("evaluation")))
+    return next((" + ".join(map(str, name)) if isinstance(name, list) else str(name) for name in names if name), "held-out")
 
 
 def _scores(folder: Path, model: str, metrics: Numbers, suffix: str) -> Numbers:
@@ -136,58 +204,6 @@ def _scores(folder: Path, model: str, metrics: Numbers, suffix: str) -> Numbers:
         reported |= {name: metrics[f"eval/{name}"] for name in ("accuracy_se", "lenient_se") if f"eval/{name}" in metrics}
     evaluated = numbers_of(_json(folder / "evals" / f"{model}.json")) if re.fullmatch(r"\w+", model) else {}
     return {**evaluated, **reported}
-
-
-def _of_one_step(rows: Iterable[Row], limit: int) -> list[Asked]:
-    """The first ``limit`` prompts, as long as the step stays the same."""
-    asked: list[Asked] = []
-    for (step, _), group in groupby(rows, key=lambda row: (row.get("step"), row.get("prompt_id"))):
-        if not isinstance(step, int | float) or len(asked) == limit or (asked and asked[0].step != step):
-            break
-        asked.append(Asked(step, list(group)))
-    return asked
-
-
-def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
-    left = MAX_SAMPLE_BYTES
-    for line in lines:
-        left -= len(line)
-        if left < 0:
-            return
-        yield line
-
-
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        position = file.seek(0, 2)
-        stop = max(0, position - MAX_SAMPLE_BYTES)
-        rest = b""
-        while position > stop:
-            size = min(BLOCK_BYTES, position)
-            position -= size
-            file.seek(position)
-            rest, *lines = (file.read(size) + rest).split(b"\n")
-            yield from reversed(lines)
-        if position == 0:
-            yield rest
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().split(b"\n")
-    except OSError:
-        return []
-
-
-def _rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Lines that are JSON objects; the last one of a process that was killed may not be."""
-    for line in lines:
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def _text(path: Path) -> str:
@@ -200,7 +216,7 @@ def _text(path: Path) -> str:
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path) or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

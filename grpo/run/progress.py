@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,12 +20,13 @@ SHOWN = {
 
 
 class Progress:
-    """Knows which stage of how many is running, and how far it is."""
+    """Knows which stage of how many is running, and how far it is. ``after_step`` is called once a step is shown."""
 
-    def __init__(self, num_stages: int):
+    def __init__(self, num_stages: int, after_step: Callable[[], None] | None = None):
         from rich.console import Console
 
         self.num_stages = num_stages
+        self._after_step = after_step
         self._console = Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
         self._live: Any = None
         self._title, self._began, self._last_plain, self._note = "", 0.0, 0.0, ""
@@ -73,6 +74,8 @@ class Progress:
         elif done == total or time.monotonic() - self._last_plain > PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
             self.say(line)
+        if self._after_step is not None and done < total:
+            self._after_step()
 
     def _refresh(self, line: str) -> None:
         if self._live is not None:

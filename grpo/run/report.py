@@ -1,51 +1,39 @@
-"""What does a person want to see of a run? One HTML file that works offline: numbers, curves, and what the policy wrote first and last.
+"""What does a person want to see of a run? One HTML file that works offline: numbers, curves, what the policy wrote, what made what.
 
-The charts are SVG of our own (grpo/run/charts.py); a chart library would put 4.5 MB of script into every report.
+The charts are SVG of our own (grpo/run/charts.py); a chart library would put 4.5 MB of script into every report. The page has no script at
+all, so that nothing a model wrote can run; its filters are radio buttons and CSS.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
-from grpo.run.charts import Bar, Series, bar_chart, line_chart, number, stacked_chart
-from grpo.run.contents import Asked, Numbers, RunContents, StageContents, first_prompts, last_prompts, numbers_of, read_run
+from grpo.errors import DataError
+from grpo.run.browser import BrowserView, browser, held_out_views
+from grpo.run.charts import Chart, chart_style, number
+from grpo.run.comparison import compare
+from grpo.run.contents import RunContents, StageContents, read_run
+from grpo.run.curves import accuracy_charts, stage_charts
+from grpo.run.lines import Row
+from grpo.run.samples import Numbers, numbers_of, shortened
+from grpo.run.words import duration, score, size, tagged, visible
 
-NUM_PROMPTS, MAX_CHARS, MAX_RECIPE_CHARS = 4, 4000, 40_000
-STRICT, LENIENT = 0, 1  # colours, the same in every chart
-NOT_PARTS = ("reward/total", "reward/total_std", "reward/unjudged", "reward/equal_groups_frac")
-SIGNS = {"\n": "↵\n", "\t": "⇥\t"}
-CLOCKS = ("rollout", "reward", "update", "sync", "eval")
-FAILURES = ("_error", "_timeout", "_undecidable", "_abstained")
-
-
-@dataclass(frozen=True)
-class SampleView:
-    title: str
-    parts: list[tuple[str, str]]
-    facts: str
-    text: str
-
-
-@dataclass(frozen=True)
-class PromptView:
-    prompt: str
-    answer: str | None
-    summary: str
-    samples: list[SampleView]
-
-
-@dataclass(frozen=True)
-class StepView:
-    step: str
-    prompts: list[PromptView]
+MAX_RECIPE_CHARS, MAX_FILES = 40_000, 40
+REFRESH_S, MAX_SHARE = 20.0, 0.02
+RECENT_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -55,17 +43,113 @@ class StageView:
     stage: StageContents
     progress: str
     result: str
-    charts: list[Markup]
+    charts: list[Chart]
     counts: list[tuple[str, str, str]]
     reported: list[tuple[str, str]]
     numbers: list[list[str]]
-    steps: list[StepView]
+    browser: BrowserView
 
 
-def write_report(folder: Path) -> None:
-    """Write ``folder``/report.html from whatever the folder holds so far; a reader never sees half of it."""
+@dataclass(frozen=True)
+class AlarmView:
+    name: str
+    step: str
+    text: str
+    evidence: str
+
+
+class ReportRefresh:
+    """Keeps the report of a running run fresh. It takes no more than MAX_SHARE of the time, and whatever goes wrong is said, never raised."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._next_at = time.monotonic() + REFRESH_S
+        self._said: set[str] = set()
+
+    def if_due(self) -> None:
+        if time.monotonic() >= self._next_at:
+            self.now()
+
+    def now(self) -> None:
+        began = time.monotonic()
+        try:
+            write_report(self.folder)
+        except Exception as error:  # a page that cannot be drawn must neither end a run nor hide why one ended
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                print(f"grpo: the report was not written: {type(error).__name__}: {error}", file=sys.stderr)
+        self._next_at = time.monotonic() + max(REFRESH_S, (time.monotonic() - began) / MAX_SHARE)
+
+
+def report_run(folder: Path, against: Path | None = None, out: Path | None = None, pictures: Path | None = None) -> list[Path]:
+    """Write a run's report anew, or its comparison with another; returns the files. Raises DataError where no run has written."""
+    for one in (folder, *([against] if against else [])):
+        _check_is_run(one)
+    try:
+        if against is None:
+            written = [write_report(folder, out)]
+        else:
+            written = [_write(_comparison_page(folder, against), out or folder / "comparison.html")]
+        return [*written, *(write_pictures(folder, pictures) if pictures is not None else [])]
+    except OSError as error:
+        raise DataError(
+            f"the report cannot be written: {error.filename}: {error.strerror}; choose another place with --out FILE"
+        ) from error
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write ``folder``/report.html, or ``out``, from whatever the folder holds so far; a reader never sees half of it."""
     folder = Path(folder)
+    return _write(_page(read_run(folder)), out or folder / "report.html")
+
+
+def write_pictures(folder: Path, pictures: Path) -> list[Path]:
+    """Every chart of a run as an SVG file of its own: accuracy-strict.svg, reason-completion-length.svg, ..."""
     run = read_run(folder)
+    named = [(f"accuracy {re.sub(':[^(]*', ' ', chart.title)}", chart) for chart in accuracy_charts(run)]
+    named += [(f"{stage.name} {chart.title}", chart) for stage in run.stages for chart in stage_charts(stage)]
+    return [_write(chart.picture(), pictures / f"{_file_name(name)}.svg") for name, chart in named]
+
+
+def _check_is_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name the folder of a run, such as runs/r1-tiny")
+    if not any((folder / name).exists() for name in ("summary.json", "recipe.yaml")) and not list(folder.glob("[0-9][0-9]-*")):
+        raise DataError(
+            f"{folder} holds no run: neither summary.json nor recipe.yaml nor the folder of a stage, such as 01-reason; name the folder that "
+            "grpo run wrote to (--out, or runs/<name>)"
+        )
+
+
+def _page(run: RunContents) -> str:
+    return _render(
+        "report.html.jinja",
+        run=run,
+        seconds=sum(stage.seconds or 0.0 for stage in run.stages),
+        last_written=_moment(run.last_written) if run.status != "complete" else None,
+        accuracy_charts=accuracy_charts(run),
+        held_out=held_out_views(run.held_out),
+        views=[_view(stage) for stage in run.stages if stage.status != "pending"],
+        alarms=[(stage, _alarm(row)) for stage in run.stages for row in stage.alarms],
+        starts=[(str(start.get("at", "?")), _facts(start)) for start in run.starts],
+        made=[_made(stage) for stage in run.stages if stage.lineage],
+        recipe_yaml="\n".join(map(visible, shortened(run.recipe_yaml, MAX_RECIPE_CHARS).split("\n"))),
+    )
+
+
+def _comparison_page(folder: Path, against: Path) -> str:
+    labels = (folder.resolve().name, against.resolve().name)
+    if labels[0] == labels[1]:
+        labels = (str(folder), str(against))
+    return _render("comparison.html.jinja", comparison=compare(read_run(folder), read_run(against), labels))
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(chart_style=chart_style(), **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,99 +157,46 @@ def write_report(folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible, "duration": duration, "number": number, "score": score}
-    page = environment.get_template("report.html.jinja").render(
-        run=run,
-        seconds=sum(stage.seconds or 0.0 for stage in run.stages),
-        accuracy_charts=_accuracy_charts(run),
-        views=[_view(stage) for stage in run.stages if stage.status != "pending"],
-        recipe_yaml="\n".join(map(visible, shortened(run.recipe_yaml, MAX_RECIPE_CHARS).split("\n"))),
-    )
-    temporary = folder / "report.html.writing"
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    temporary.replace(folder / "report.html")
+    environment.filters |= {"visible": visible, "tagged": tagged, "duration": duration, "number": number, "score": score, "size": size}
+    return environment
 
 
-def visible(text: Any) -> str:
-    """The text with line ends, control characters and direction-changing characters shown as signs; to escape it is the template's part."""
-    return re.sub(r"[^\x20-\x7e]", lambda match: _sign(match[0]), str(text))
-
-
-def _sign(character: str) -> str:
-    if character in SIGNS or character.isprintable():
-        return SIGNS.get(character, character)
-    return f"⟨U+{ord(character):04X}⟩"
-
-
-def shortened(text: str, limit: int = MAX_CHARS) -> str:
-    """Its beginning and its end, where the answer stands."""
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit * 3 // 5]}\n[... {len(text) - limit:,} characters left out ...]\n{text[-(limit * 2 // 5) :]}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
-
-
-def score(scores: Numbers, name: str) -> str:
-    """ "0.412 ± 0.015", or "–" where it was not measured."""
-    if name not in scores:
-        return "–"
-    error = scores.get(f"{name}_se")
-    return f"{scores[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-
-
-def _accuracy_charts(run: RunContents) -> list[Markup]:
-    """Before and after of every stage that makes a model: right and well-formed, and right in whatever form; on one scale."""
-    stages = [stage for stage in run.stages if stage.makes_model and (stage.before or stage.after)]
-    measured = [
-        scores[name] + scores.get(f"{name}_se", 0.0)
-        for stage in stages
-        for scores in (stage.before, stage.after)
-        for name in ("accuracy", "lenient")
-        if name in scores
-    ]
-    highest = min(1.0, max([*measured, 0.01]) * 1.05)
-    charts = []
-    kinds = (("Strict: right and well-formed", "accuracy", STRICT), ("Lenient: right, whatever the form", "lenient", LENIENT))
-    for title, name, colour in kinds:
-        groups = {
-            f"{stage.number} {stage.name}": [
-                Bar(end, scores[name], scores.get(f"{name}_se"), is_faint=end == "before")
-                for end, scores in (("before", stage.before), ("after", stage.after))
-                if name in scores
-            ]
-            for stage in stages
-        }
-        charts.append(bar_chart(title, "held-out accuracy (fraction of problems)", groups, highest, colour))
-    return _drawn(charts)
+def _write(text: str, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.writing-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
 
 
 def _view(stage: StageContents) -> StageView:
-    samples = []
-    if stage.kind == "rl" and stage.samples is not None:
-        samples = [first_prompts(stage.samples, NUM_PROMPTS), last_prompts(stage.samples, NUM_PROMPTS)]
-    charts = _rl_charts(stage, samples[0][0].rows if samples and samples[0] else []) if stage.kind == "rl" else _supervised_charts(stage)
-    steps = [StepView(number(asked[0].step), [_prompt_view(one) for one in asked]) for asked in samples if asked]
-    if len(steps) == 2 and steps[0].step == steps[1].step:
-        steps.pop()
-    counts = _reject_counts(stage.metrics)
     hidden = ("last/", "reject/")
     reported = [(name, number(value)) for name, value in sorted(stage.metrics.items()) if not name.startswith(hidden)]
-    return StageView(stage, _progress(stage), _result(stage), _drawn(charts), counts, reported, _numbers_table(stage.steps), steps)
+    return StageView(
+        stage=stage,
+        progress=_progress(stage),
+        result=_result(stage),
+        charts=stage_charts(stage),
+        counts=_reject_counts(stage.metrics),
+        reported=reported,
+        numbers=_numbers_table(stage.steps),
+        browser=browser(stage),
+    )
 
 
 def _progress(stage: StageContents) -> str:
-    """How far, and how long it took."""
-    done = f"{len(stage.steps)}" + (f" of {stage.num_steps_planned}" if stage.num_steps_planned and stage.status != "complete" else "")
+    """How far, how long it took, and how long it will take."""
+    planned = stage.num_steps_planned if stage.status != "complete" else None
     unit = "steps" if stage.kind == "rl" else "updates"
-    return ", ".join([*([f"{done} {unit}"] if stage.steps else []), *([duration(stage.seconds)] if stage.seconds is not None else [])])
+    said = [f"{len(stage.steps)}{f' of {planned}' if planned else ''} {unit}"] if stage.steps else []
+    said += [duration(stage.seconds)] if stage.seconds is not None else []
+    recent = [row["time/step_s"] for row in stage.steps[-RECENT_STEPS:] if "time/step_s" in row]
+    if planned and recent and len(stage.steps) < planned:
+        said.append(f"about {duration(median(recent) * (planned - len(stage.steps)))} left")
+    return ", ".join(said)
 
 
 def _result(stage: StageContents) -> str:
@@ -176,78 +207,6 @@ def _result(stage: StageContents) -> str:
     if "reject/kept" in stage.metrics and "reject/samples" in stage.metrics:
         return f"kept {stage.metrics['reject/kept']:.0f} of {stage.metrics['reject/samples']:.0f} completions"
     return ""
-
-
-def _rl_charts(stage: StageContents, rows: Sequence[Any]) -> list[Markup | None]:
-    steps = stage.steps
-
-    def curve(metric: str, name: str, colour: int = 0) -> Series:
-        return Series(name, _points(steps, metric), colour=colour)
-
-    def chart(title: str, y_name: str, *series: Series, note: str = "") -> Markup | None:
-        return line_chart(title, y_name, series, note=note)
-
-    parts = [curve(f"reward/{name}", name, 1 + i) for i, name in enumerate(_reward_parts(steps, rows))]
-    form = [curve("rollout/well_formed_frac", "well-formed", 2), curve("rollout/truncated_frac", "truncated at the limit", 3)]
-    equal = curve("reward/equal_groups_frac", "all samples equally good")
-    return [
-        chart("Reward", "reward, mean over samples", curve("reward/total", "total"), *parts, note="parts are before weighting"),
-        chart("Held-out accuracy", "fraction of problems", *_accuracy_series(stage), note="± standard error; squares: before and after"),
-        chart("Completion length", "tokens, mean over samples", curve("rollout/completion_tokens", "completion tokens")),
-        chart("Form", "fraction of completions", *form),
-        chart("Groups without a lesson", "fraction of groups", equal, note="all samples equally good: advantages are 0"),
-        chart("Entropy of the policy", "nats per token", curve("policy/entropy", "entropy")),
-        chart("KL to the reference", "nats per token", curve("loss/kl", "KL")),
-        chart("Engine against trainer", "mean |log-prob difference| per token", curve("rollout/logprob_gap", "gap")),
-        _time_chart(steps),
-    ]
-
-
-def _accuracy_series(stage: StageContents) -> list[Series]:
-    """At the steps where it was measured, and of the models before the first and after the last step."""
-    last = stage.steps[-1]["step"] if stage.steps else 1.0
-    series = []
-    for name, label, colour in (("accuracy", "strict", STRICT), ("lenient", "lenient", LENIENT)):
-        measured = [(row["step"], row[f"eval/{name}"], row.get(f"eval/{name}_se")) for row in stage.steps if f"eval/{name}" in row]
-        ends = [(x, scores[name], scores.get(f"{name}_se")) for x, scores in ((0.0, stage.before), (last, stage.after)) if name in scores]
-        joined = [*[end for end in ends if end[0] == 0.0], *measured] if measured else []
-        series.append(Series(label, *_with_errors(joined), colour, "marked"))
-        series.append(Series(f"{label}, before and after", *_with_errors(ends), colour, "single"))
-    return series
-
-
-def _with_errors(measured: Sequence[tuple[float, float, float | None]]) -> tuple[list[tuple[float, float]], list[float]]:
-    """Points and their errors; no errors where one is not known, lest it look like certainty."""
-    errors = [error for _, _, error in measured if error is not None]
-    return [(x, y) for x, y, _ in measured], errors if len(errors) == len(measured) else []
-
-
-def _time_chart(steps: Sequence[Numbers]) -> Markup | None:
-    """What a step's seconds go into; what no clock names is "other"."""
-    timed = [row for row in steps if "time/step_s" in row]
-    names = dict.fromkeys(name for row in timed for name in row if name.startswith("time/") and name != "time/step_s")
-    in_order = sorted(names, key=lambda name: (CLOCKS.index(_clock(name)) if _clock(name) in CLOCKS else len(CLOCKS), name))
-    parts = {_clock(name): [row.get(name, 0.0) for row in timed] for name in in_order}
-    if parts:
-        parts["other"] = [max(0.0, row["time/step_s"] - sum(row.get(name, 0.0) for name in names)) for row in timed]
-    return stacked_chart("Where the time goes", "seconds per step", [row["step"] for row in timed], parts)
-
-
-def _clock(name: str) -> str:
-    return name.removeprefix("time/").removesuffix("_s")
-
-
-def _supervised_charts(stage: StageContents) -> list[Markup | None]:
-    loss = Series("loss", _points(stage.steps, "loss/total"))
-    return [line_chart("Loss", "cross-entropy, nats per completion token", [loss], x_name="update")]
-
-
-def _reward_parts(steps: Sequence[Numbers], rows: Sequence[Any]) -> list[str]:
-    """Names of the rewards: those the samples carry, or without samples whatever in reward/ is not a statistic or a count of failures."""
-    if rows and isinstance(parts := rows[0].get("parts"), dict):
-        return list(parts)
-    names = dict.fromkeys(name for row in steps for name in row if name.startswith("reward/"))
-    return [name.removeprefix("reward/") for name in names if name not in NOT_PARTS and not name.endswith(FAILURES)]
 
 
 def _reject_counts(metrics: Numbers) -> list[tuple[str, str, str]]:
@@ -275,47 +234,50 @@ def _numbers_table(steps: Sequence[Numbers]) -> list[list[str]]:
     return [["metric", *(number(row["step"]) for row in chosen)], *([name, *(number(row.get(name)) for row in chosen)] for name in names)]
 
 
-def _prompt_view(asked: Asked) -> PromptView:
-    """The best, the middle and the worst sample by reward, so that neither end is hidden, and one that nobody could judge."""
-    judged = sorted((row for row in asked.rows if "reward" in numbers_of(row)), key=lambda row: -row["reward"])
-    unjudged = [row for row in asked.rows if "reward" not in numbers_of(row)]
-    places = {0: "best", len(judged) // 2: "median", len(judged) - 1: "worst"} if len(judged) > 2 else {0: "best", 1: "worst"}
-    shown = [(judged[place], label) for place, label in places.items() if place < len(judged)]
-    shown += [(row, "one of those that nobody could judge") for row in unjudged[:1]]
-    counts = f"{len(asked.rows)} sample{'s' if len(asked.rows) > 1 else ''}"
-    first = asked.rows[0]
-    answer = first.get("answer")
-    return PromptView(
-        prompt=shortened(_readable(first.get("prompt", "?")), 1500),
-        answer=None if answer is None else shortened(_readable(answer), 300),
-        summary=f"mean reward {sum(row['reward'] for row in judged) / len(judged):.2f}, {counts}" if judged else f"not judged, {counts}",
-        samples=[_sample_view(row, label) for row, label in shown],
-    )
+def _made(stage: StageContents) -> tuple[StageContents, str, str, list[tuple[str, str, str]]]:
+    """(stage, what it used, its fingerprint, (file, size, SHA-256) of what it made, the large ones first)."""
+    inputs, files = (value if isinstance(value := stage.lineage.get(name), list) else [] for name in ("inputs", "files"))
+    known = [file for file in files if isinstance(file, dict) and isinstance(file.get("bytes"), int)]
+    known.sort(key=lambda file: -file["bytes"])
+    rows = [(str(file.get("file", "?")), size(file["bytes"]), str(file.get("sha256", "?"))) for file in known[:MAX_FILES]]
+    return stage, ", ".join(dict.fromkeys(map(str, inputs))) or stage.start, str(stage.lineage.get("fingerprint") or ""), rows
 
 
-def _sample_view(row: dict[str, Any], label: str) -> SampleView:
-    known = numbers_of(row)
-    parts = row.get("parts")
-    facts = [f"advantage {known['advantage']:+.2f}"] if "advantage" in known else []
-    facts += [f"version {number(known['version'])}"] if "version" in known else []
-    facts += [f"{number(known['completion_tokens'])} tokens"] if "completion_tokens" in known else []
-    facts += [f"ended by {row['finish']}"] if row.get("finish") else []
-    return SampleView(
-        title=f"{label}: reward {number(known['reward'])}" if "reward" in known else label,
-        parts=[(name, number(numbers_of(parts).get(name))) for name in parts] if isinstance(parts, dict) else [],
-        facts=", ".join(facts),
-        text=shortened(_readable(row.get("text", ""))),
-    )
+def _facts(start: Row) -> list[tuple[str, str]]:
+    """What was noted when a run was started, in a person's words; what is not there, or of another shape, is left out."""
+
+    def mapping(name: str) -> Row:
+        value = start.get(name)
+        return value if isinstance(value, dict) else {}
+
+    command, hardware, git = start.get("command"), mapping("hardware"), mapping("git")
+    gpus = hardware.get("gpus")
+    machine = [hardware.get("processor"), f"{hardware['cores']} cores" if "cores" in hardware else None]
+    machine += [f"{hardware['memory_gib']} GiB of memory" if "memory_gib" in hardware else None, hardware.get("system")]
+    changed = git.get("num_changed")
+    facts = {
+        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+        "machine": ", ".join(str(fact) for fact in machine if fact),
+        "GPUs": ("; ".join(map(str, gpus)) or "none") if isinstance(gpus, list) else "",
+        "versions": ", ".join(f"{name} {value}" for name, value in mapping("versions").items()),
+        "git": f"{git.get('commit')} on {git.get('branch')}, {changed or 'no'} file(s) changed since"
+        if git
+        else "the recipe's folder is not under git",
+        "changed": ", ".join(map(str, git["changed"])) if isinstance(git.get("changed"), list) else "",
+    }
+    return [(name, value) for name, value in facts.items() if value]
 
 
-def _readable(value: Any) -> str:
-    """A prompt is a string or a list of messages."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _alarm(row: Row) -> AlarmView:
+    evidence = row.get("evidence")
+    text = evidence if isinstance(evidence, str) else json.dumps(evidence, ensure_ascii=False, indent=1)
+    step = numbers_of(row).get("step")
+    return AlarmView(str(row.get("alarm") or "alarm"), "" if step is None else number(step), str(row.get("text") or ""), shortened(text))
 
 
-def _points(steps: Sequence[Numbers], metric: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[metric]) for row in steps if metric in row]
+def _moment(timestamp: float | None) -> str | None:
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _drawn(charts: Iterable[Markup | None]) -> list[Markup]:
-    return [chart for chart in charts if chart is not None]
+def _file_name(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "chart"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -36,7 +38,10 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
         "eval/lenient_after",
     }
     assert stage["metrics"]["eval/num_problems"] == 16
-    assert (finished / "report.html").exists()
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    weights = finished / "01-reason" / "model" / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in page  # the lineage
+    assert f"torch {version('torch')}" in page and "What is missing" not in page
 
     resolved = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert 0 < resolved["stages"][0]["tokens_per_device"] <= 8192  # left open in the recipe, settled for this machine
