@@ -168,6 +168,15 @@ def eval(
     )
 
 
+@app.command()
+@_explains_errors
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors. Example: grpo schema > recipe.schema.json"""
+    from grpo.keys import recipe_json_schema
+
+    print(json.dumps(recipe_json_schema(), indent=2))
+
+
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table

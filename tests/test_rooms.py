@@ -17,7 +17,7 @@ ROWS_OF_GRPO: list[set[str]] = [
     {"recipe"},
     {"stages", "plan", "tiny"},
     {"policy", "data", "run"},
-    {"algorithm", "config", "contradictions", "errors", "graph", "inputs", "loading", "problems", "schema", "types", "yamltree"},
+    {"algorithm", "config", "contradictions", "errors", "graph", "inputs", "keys", "loading", "problems", "schema", "types", "yamltree"},
 ]
 ROW_OF = {room: number for number, row in enumerate(ROWS_OF_GRPO) for room in row}
 ALGORITHM_MAY_IMPORT = {"algorithm", "types", "errors"}
