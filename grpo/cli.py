@@ -170,6 +170,29 @@ def eval(
 
 @app.command()
 @_explains_errors
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Start neither Ray nor an engine: seconds instead of a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Would a run work on this machine? Exit 0: a run on its CPU would. Example: grpo doctor --quick"""
+    from dataclasses import asdict
+
+    from grpo.doctor import examine
+
+    reports = []
+    for report in examine(quick):
+        reports.append(report)
+        if not as_json:
+            print(f"{report.state:5} {report.check:9} {report.found}" + (f"\n{'':15} -> {report.do}" if report.do else ""), flush=True)
+    works = all(report.state != "fail" for report in reports)
+    if as_json:
+        print(json.dumps({"ok": works, "checks": [asdict(report) for report in reports]}))
+    if not works:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_explains_errors
 def schema() -> None:
     """Print the JSON schema of recipes, for editors. Example: grpo schema > recipe.schema.json"""
     from grpo.keys import recipe_json_schema
