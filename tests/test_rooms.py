@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import its own room and any lower row; in the last row also its neighbours, but for algorithm, which is pure.
 ROWS_OF_GRPO: list[set[str]] = [
     {"cli"},
-    {"doctor", "evaluate"},
+    {"doctor", "evaluate", "export"},
     {"recipe"},
     {"stages", "plan", "tiny"},
     {"policy", "data", "run"},
