@@ -131,6 +131,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
         "identity": dict(planned.identity),
     }
     run.write_record(planned.number, stage.name, record)
+    work.trackers.step(f"{folder.name}/result", 0, outcome.metrics)
     work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
 
 

@@ -84,6 +84,7 @@ def _train(
             metrics_file.write({"step": step + 1, **metrics})
             samples_file.write_all(rows)
             work.progress.step(step + 1, stage.steps, metrics)
+            work.trackers.step(folder.name, step + 1, metrics, rows)
         trainer.save(folder / "model")
     return metrics
 

@@ -20,6 +20,7 @@ from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.progress import Progress
+from grpo.run.trackers import Trackers
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RewardRuntime, RewardSpec, canary_problems
 from rollout.engine import EngineSettings
@@ -53,6 +54,7 @@ class Workplace:
         self.recipe, self.base, self.folder, self.artifacts, self.progress = recipe, base, folder, artifacts, progress
         self.template = Template(recipe.template, recipe.tags, base)
         self.num_threads = os.cpu_count() or 1
+        self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
         self._rows: dict[str, list[Row]] = {}
@@ -175,6 +177,7 @@ class Workplace:
         return RewardSpec(use.use, use.name, use.weight, with_tags(use, self.recipe, self.base), use.required)
 
     def close(self) -> None:
+        self.trackers.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
