@@ -141,6 +141,16 @@ def test_without_trackers_nothing_is_started(tmp_path: Path) -> None:
     assert told.said == [] and not (tmp_path / "told.jsonl").exists()
 
 
+def test_naming_a_tracker_makes_nothing_be_done_again(tmp_path: Path) -> None:
+    """A finished stage is known by the fingerprint of what its result follows from, and trackers are not part of it."""
+    from grpo.loading import load_recipe
+    from grpo.plan import make_plan
+    from grpo.run.folder import RunFolder
+
+    plans = [make_plan(load_recipe("r1_zero_tiny", changes), RunFolder(tmp_path)) for changes in ([], ["trackers=[tensorboard]"])]
+    assert [stage.fingerprint for stage in plans[0]] == [stage.fingerprint for stage in plans[1]]
+
+
 def events(folder: Path) -> Iterator[Any]:
     """What TensorBoard reads: a record is its length (8 bytes), a checksum (4), the event, a checksum (4)."""
     from tensorboardX.proto.event_pb2 import Event
