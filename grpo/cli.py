@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from grpo import __version__
 app = typer.Typer(
     name="grpo",
     help="DeepSeek-R1's recipe from one YAML file: SFT, GRPO, rejection sampling, distillation.",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad input, nothing was loaded; 130 and 143 interrupted, and the same command goes on.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -23,7 +25,20 @@ app = typer.Typer(
 )
 
 BAD_INPUT, FAILED = 2, 1
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (grpo recipes).")]
+
+
+def _shipped_names() -> list[str]:
+    """What a shell completes RECIPE to, beside files."""
+    from grpo.loading import shipped_recipes
+
+    return list(shipped_recipes())
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (grpo recipes).", autocompletion=_shipped_names),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else; progress goes to stderr.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: stages.reason.steps=12 rollout.workers=2")
 ]
@@ -75,6 +90,7 @@ def run(
     out: Out = None,
     redo: Annotated[str | None, typer.Option(metavar="STAGE", help="Make this stage again, and all after it.")] = None,
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="Begin again up to N times where the run is killed or fails.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe, or go on with it. Example: grpo run r1_tiny --out runs/first"""
     if restarts:
@@ -82,10 +98,14 @@ def run(
 
         where = ["--out", out] if out is not None else []
         again = ["--redo", redo] if redo is not None else []  # what was made again must not be made again once more
-        raise typer.Exit(run_again_until_done(["run", recipe, *(overrides or []), *where], again, restarts))
+        json_ = ["--json"] if as_json else []
+        raise typer.Exit(run_again_until_done(["run", recipe, *(overrides or []), *where, *json_], again, restarts))
     from grpo.recipe import run_recipe
 
-    run_recipe(recipe, overrides or [], out, redo)
+    with _stdout_for_json(as_json):
+        summary = run_recipe(recipe, overrides or [], out, redo)
+    if as_json:
+        _print_json(summary)
 
 
 @app.command()
@@ -195,18 +215,19 @@ def eval(
     template: Annotated[str, typer.Option(help="r1_zero, chat, plain or ./file.jinja")] = "r1_zero",
     samples: Annotated[int, typer.Option(help="Samples per problem.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option()] = 0.95,
+    top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens that hold this much probability.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Longest completion, in tokens.")] = 256,
     lenient: Annotated[bool, typer.Option(help="Count an answer whatever its form.")] = False,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Keep per-item results here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model: avg@n with standard error, pass@k, maj@k. Example: grpo eval runs/r1-tiny/05-final/model --data sums.jsonl --json"""
     from grpo.evaluate import evaluate_model
 
-    metrics = evaluate_model(model, data, template, samples, temperature, top_p, max_tokens, lenient, out)
+    with _stdout_for_json(as_json):
+        metrics = evaluate_model(model, data, template, samples, temperature, top_p, max_tokens, lenient, out)
     if as_json:
-        print(json.dumps(metrics))
+        _print_json(metrics)
         return
     _print_table(
         f"{model} on {data}",
@@ -266,6 +287,75 @@ def reward_test(
         print("\n".join([*totals_of(tried), *([tried.first_error] if tried.first_error else []), *tried.problems]))
     if tried.problems:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+@_explains_errors
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A folder: of a run, of a stage, of a model or of an adapter.")],
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder that is not there yet.")],
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Which stage's model; the run's last by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a model out of a run, adapters folded in, with a card of its lineage. Example: grpo export runs/r1-tiny --to my-model"""
+    from grpo.export import export_model
+
+    with _stdout_for_json(as_json):
+        exported = export_model(model, to, stage)
+    if as_json:
+        _print_json({"path": str(exported.path), "source": str(exported.source), "how": exported.how, "bytes": exported.num_bytes})
+    else:
+        print(
+            f"{exported.source} {exported.how} to {exported.path} ({exported.num_bytes / 2**20:.1f} MiB); its card is {exported.path}/README.md"
+        )
+
+
+@app.command()
+@_explains_errors
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Start neither Ray nor an engine: seconds instead of a minute.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Would a run work on this machine? Exit 0: a run on its CPU would. Example: grpo doctor --quick"""
+    from dataclasses import asdict
+
+    from grpo.doctor import examine
+
+    reports = []
+    for report in examine(quick):
+        reports.append(report)
+        if not as_json:
+            print(f"{report.state:5} {report.check:9} {report.found}" + (f"\n{'':15} -> {report.do}" if report.do else ""), flush=True)
+    works = all(report.state != "fail" for report in reports)
+    if as_json:
+        _print_json({"ok": works, "checks": [asdict(report) for report in reports]})
+    if not works:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_explains_errors
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors. Example: grpo schema > recipe.schema.json"""
+    from grpo.keys import recipe_json_schema
+
+    print(json.dumps(recipe_json_schema(), indent=2))
+
+
+@contextmanager
+def _stdout_for_json(wanted: bool) -> Iterator[None]:
+    """What a command prints on its way goes to stderr, so that stdout holds its one object."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _print_json(value: Any) -> None:
+    from grpo.run.records import without_nan
+
+    print(json.dumps(without_nan(value), ensure_ascii=False))
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

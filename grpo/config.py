@@ -426,4 +426,8 @@ class Recipe(Strict):
         description="a right completion around {answer}, by which the accuracy reward is tried before training; by default thinking and an "
         "answer in the recipe's tags; an empty string tries nothing",
     )
+    trackers: list[str] = Field(
+        default_factory=list,
+        description="tensorboard, wandb, mlflow, trackio or ./file.py:Class; the run's own files are written in any case",
+    )
     stages: Annotated[list[Stage], Field(min_length=1)]

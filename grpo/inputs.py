@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -17,6 +18,7 @@ from grpo.config import DataSource, Evaluation, MadeModel, Mixture, PretrainedMo
 from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
+TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
@@ -27,6 +29,8 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     yield from _template(recipe.template, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
+    for number, tracker in enumerate(recipe.trackers):
+        yield from _tracker(tracker, base, ("trackers", number))
     columns: Columns = {}
     for name, source in recipe.data.items():
         columns[name], findings = source_columns(name, source, base)
@@ -279,6 +283,15 @@ def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
         yield from _python_name(ref, base, keys)
     else:
         yield Finding(keys, f"no algorithm is called {ref!r}; algorithms are {listed(NAMES)} or ./file.py:NAME{suggestion(ref, NAMES)}")
+
+
+def _tracker(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    if ".py" in ref:
+        yield from _python_name(ref, base, keys)
+    elif ref not in TRACKERS:
+        yield Finding(keys, f"no tracker is called {ref!r}; trackers are {listed(TRACKERS)} or ./file.py:Class{suggestion(ref, TRACKERS)}")
+    elif not any((spec := find_spec(module)) and spec.origin for module in TRACKERS[ref]):  # a folder ./wandb is a package without origin
+        yield Finding(keys, f"tracker {ref!r} is not installed; pip install {TRACKERS[ref][0]}, or delete it: metrics.jsonl has everything")
 
 
 def _python_name(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:

@@ -140,6 +140,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     }
     run.write_record(planned.number, stage.name, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of training is its model
+    work.trackers.step(f"{folder.name}/result", 0, outcome.metrics)
     work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
 
 

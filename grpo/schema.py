@@ -170,7 +170,7 @@ def _wrong_key(keys: Keys, data: Any) -> _Mistake:
 def _missing_key(keys: Keys, data: Any) -> _Mistake:
     spot = spot_at(data, keys)
     about = f" ({spot.description})" if spot.description else ""
-    text = f"key {keys[-1]!r} is missing; write {_describe(spot.annotation)}{about}"
+    text = f"key {keys[-1]!r} is missing; write {describe(spot.annotation)}{about}"
     return _Mistake(Finding(keys, text), keys, value=_placeholder(spot.annotation))
 
 
@@ -197,7 +197,7 @@ def _wrong_value(keys: Keys, data: Any) -> _Mistake:
     value = _value_at(data, keys)
     spot = spot_at(data, keys)
     about = f" ({spot.description})" if spot.description else ""
-    text = f"expected {_describe(spot.annotation)}, found {found(value)}{_remedy(spot.annotation, value)}{about}"
+    text = f"expected {describe(spot.annotation)}, found {found(value)}{_remedy(spot.annotation, value)}{about}"
     return _Mistake(Finding(keys, text), keys, value=_stand_in(keys, data))
 
 
@@ -319,7 +319,7 @@ def _kind(model: Any) -> str | None:
     return str(get_args(field.annotation)[0]) if field else None
 
 
-def _describe(annotation: Any) -> str:
+def describe(annotation: Any) -> str:
     """The annotation in words: "a whole number above 0 or null"."""
     members = _members(annotation)
     required = [_required(_bare(member)) for member in members]
@@ -347,9 +347,9 @@ def _describe_member(annotation: Any) -> str:
         return f"one of {listed(get_args(bare))}"
     if get_origin(bare) is list:
         few = f" ({limit['min_length']} or more)" if limit.get("min_length") else ""
-        return f"a list{few} of {_describe(get_args(bare)[0])}"
+        return f"a list{few} of {describe(get_args(bare)[0])}"
     if get_origin(bare) is tuple:
-        return listed(map(_describe, get_args(bare)))
+        return listed(map(describe, get_args(bare)))
     if bare is str:
         pattern = f" that matches {limit['pattern']}" if "pattern" in limit else ""
         length = f", at most {limit['max_length']} characters" if "max_length" in limit else ""

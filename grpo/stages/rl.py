@@ -109,6 +109,7 @@ def _train(
                         work.progress.say(f"  alarm, step {step + 1}: {alarm.text}")
                     end.state = partial(loop.state, step, metrics)
                 work.progress.step(step + 1, stage.steps, metrics)
+                work.trackers.step(folder.name, step + 1, metrics, rows)
         trainer.save(folder / "model")
     return metrics
 

@@ -45,6 +45,7 @@ def fine_tune(
                 metrics_file.write({"step": update + 1, **metrics})
                 end.state = partial(dict, metrics=metrics)
             work.progress.step(update + 1, total, metrics)
+            work.trackers.step(folder.name, update + 1, metrics)
         trainer.save(folder / "model")
     return {"last/loss": metrics["loss/total"], "data/rows": len(prompts), "data/rows_too_long": num_too_long, "data/updates": total}
 

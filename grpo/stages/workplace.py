@@ -28,6 +28,7 @@ from grpo.run.folder import RunFolder
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.run.records import write_json
+from grpo.run.trackers import Trackers
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions
 from rollout.engine import EngineSettings
@@ -71,6 +72,7 @@ class Workplace:
         self.interruption = interruption or Interruption(progress.say)
         self.template = Template(recipe.template, recipe.tags, base)
         self.num_threads = os.cpu_count() or 1
+        self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
         self._rows: dict[str, list[Row]] = {}
@@ -278,6 +280,7 @@ class Workplace:
         return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required, allowed)
 
     def close(self) -> None:
+        self.trackers.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,25 @@ def test_a_made_models_problems_are_sums_of_the_recipe(problems: Problems, sound
     assert (
         "a made model's problems must be a data source, found 'sms', which is not there; sources are [sums]; did you mean 'sums'?" in line
     )
+
+
+def test_a_tracker_that_is_not_there_is_reported_with_the_command_that_brings_it(
+    write: Write, problems: Problems, sound: str, tmp_path: Path
+) -> None:
+    write("mine.py", "class Mine: pass\n")
+    assert problems(sound, "trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]") == [
+        "command line: trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]: no tracker is called 'wandbb'; "
+        "trackers are [tensorboard, wandb, mlflow, trackio] or ./file.py:Class; did you mean 'wandb'?",
+        f"command line: trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]: there is no 'Yours' in {tmp_path}/mine.py; it has [Mine]",
+    ]
+
+
+def test_a_folder_of_a_trackers_name_is_not_the_tracker(
+    problems: Problems, sound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb leaves a folder ./wandb behind, which Python would import as an empty package."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])  # and nothing else to find it in
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (line,) = problems(sound, "trackers=[wandb]")
+    assert "tracker 'wandb' is not installed; pip install wandb" in line

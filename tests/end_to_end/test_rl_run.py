@@ -299,3 +299,29 @@ def test_a_reward_that_fails_too_often_ends_the_run_and_one_that_may_is_counted(
     steps = rows_of(tmp_path / "skipped" / "01-reason" / "metrics.jsonl")
     assert all(row["reward/unjudged"] == row.get("reward/shaky_error", 0) for row in steps) and steps[0]["reward/unjudged"] > 0
     assert skipped.stdout.count("the judge is out") == 1
+
+
+BROKEN_TRACKER = """
+class Broken:
+    def __init__(self, run, folder): pass
+    def log(self, stage, step, values): raise ConnectionError("no such host")
+    def log_samples(self, stage, step, columns, rows): pass
+    def finish(self): raise ConnectionError("no such host")
+
+class Writes:
+    def __init__(self, run, folder): self.file = (folder / "told.txt").open("w")
+    def log(self, stage, step, values): print(stage, step, len(values), file=self.file)
+    def log_samples(self, stage, step, columns, rows): print(stage, step, "samples", len(rows), file=self.file)
+    def finish(self): self.file.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_stops_nothing(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    (tmp_path / "trackers.py").write_text(BROKEN_TRACKER)
+    result = grpo("run", small_rl, "trackers=[./trackers.py:Broken, ./trackers.py:Writes]", "--out", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("ConnectionError: no such host; the run goes on") == 1
+    told = (tmp_path / "run" / "told.txt").read_text().splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in told] == ["01-reason 1", "01-reason 1 samples", "01-reason 2", "01-reason/result 0"]
+    assert len(rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")) == 2

@@ -1,0 +1,137 @@
+"""Can a person, a shell and a script use every command? Examples, exit codes, one object on stdout, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from grpo.cli import app
+from grpo.errors import DataError, RecipeError, TrainingError
+from grpo.run.progress import Progress
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every command by the words that call it, those of groups too."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        found |= commands(command, (*path, name)) if hasattr(command, "commands") else {" ".join((*path, name)): command}
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def example(command: Any) -> str:
+    """The command line behind "Example:" in a command's help."""
+    (line,) = re.findall(r"Example: (grpo .+)", " ".join((command.help or "").split()))
+    return str(line)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_that_it_understands(name: str) -> None:
+    words = shlex.split(example(COMMANDS[name]).split(" > ")[0])[1:]
+    assert " ".join(words).startswith(name)
+    COMMANDS[name].make_context(name, words[len(name.split()) :])  # raises where an option or an argument is not its own
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_does(name: str) -> None:
+    silent = [parameter.name for parameter in COMMANDS[name].params if not getattr(parameter, "help", None) and parameter.name != "help"]
+    assert silent == []
+
+
+def grpo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'grpo'; from grpo.cli import main; main()", *arguments]
+    return subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_help_says_what_exit_codes_mean() -> None:
+    text = " ".join(grpo("--help").stdout.split())
+    assert "Exit codes: 0 done; 1 failed; 2 bad input" in text and "130 and 143 interrupted" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (TrainingError("no"), 1),
+        (RecipeError(["r.yaml:1: one", "r.yaml:2: two"]), 2),
+        (DataError("rows.jsonl:3: no JSON"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_exit_code_says_how_a_run_ended(
+    error: BaseException | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_recipe(*_: object) -> dict[str, Any]:
+        if error:
+            raise error
+        return {"status": "complete"}
+
+    monkeypatch.setattr("grpo.recipe.run_recipe", run_recipe)
+    with pytest.raises(SystemExit) as end:
+        app(["run", "r1_tiny"])
+    assert end.value.code == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_mistake_on_the_command_line_is_bad_input() -> None:
+    assert grpo("run").returncode == 2
+    assert grpo("run", "r1_tiny", "--outt", "x").returncode == 2
+    assert grpo("export", "nowhere", "--to", "somewhere").returncode == 2
+
+
+def with_progress(*_: object, **__: object) -> dict[str, Any]:
+    """What a run does to stdout, and a number that JSON does not have."""
+    print("a library's own line")
+    with Progress(1) as progress:
+        progress.stage(1, "measure", "eval", "from base")
+        progress.step(1, 1, {"eval/accuracy": 0.5})
+    return {"eval/accuracy": 0.5, "eval/maj": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "arguments"),
+    [
+        ("grpo.evaluate.evaluate_model", ["eval", "model", "--data", "rows.jsonl", "--json"]),
+        ("grpo.recipe.run_recipe", ["run", "r1_tiny", "--json"]),
+    ],
+)
+def test_with_json_stdout_holds_one_object_and_progress_goes_to_stderr(
+    replaced: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replaced, with_progress)
+    with pytest.raises(SystemExit) as end:
+        app(arguments)
+    printed = capsys.readouterr()
+    assert end.value.code == 0
+    assert json.loads(printed.out) == {"eval/accuracy": 0.5, "eval/maj": None}
+    assert "step 1/1" in printed.err and "a library's own line" in printed.err
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["schema"]])
+def test_what_answers_at_once_answers_a_script_too(arguments: list[str]) -> None:
+    ran = grpo(*arguments, *([] if arguments == ["schema"] else ["--json"]))
+    assert ran.returncode == 0 and isinstance(json.loads(ran.stdout), dict) and ran.stderr == ""
+
+
+def test_a_shell_completes_commands_and_shipped_recipes() -> None:
+    assert "recipes" in grpo(_GRPO_COMPLETE="complete_bash", COMP_WORDS="grpo re", COMP_CWORD="1").stdout.split()
+    names = grpo(_GRPO_COMPLETE="complete_bash", COMP_WORDS="grpo run r1_zero", COMP_CWORD="2").stdout.split()
+    assert names == sorted(path.stem for path in (ROOT / "recipes").glob("r1_zero*.yaml"))
+
+
+def test_a_wrong_example_would_be_noticed() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        COMMANDS["plan"].make_context("plan", ["r1_tiny", "--jsn"])
