@@ -15,7 +15,8 @@ ROWS_OF_GRPO: list[set[str]] = [
     {"cli"},
     {"evaluate"},
     {"recipe"},
-    {"stages", "plan", "tiny"},
+    {"plan"},
+    {"stages", "tiny"},
     {"policy", "data", "run"},
     {"algorithm", "config", "contradictions", "errors", "graph", "inputs", "loading", "problems", "schema", "types", "yamltree"},
 ]

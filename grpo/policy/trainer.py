@@ -12,14 +12,14 @@ from types import MethodType
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
 from grpo.algorithm.objective import Tokens, token_losses
 from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
-from grpo.policy.adapters import add_adapters, save_adapters
+from grpo.policy.adapters import add_adapters, holds_rounded, linear_layers, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
@@ -313,7 +313,11 @@ class PolicyTrainer:
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
         model = AutoModelForCausalLM.from_pretrained(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
-        return model.to(self.device).eval()
+        if holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimiser, self.spec.layout):
+            for layer in linear_layers(model):
+                layer.to(torch.bfloat16)
+        # Sharding moves a layer at a time, so that a device never holds a whole model that it is to hold a share of.
+        return (model if self.ranks.is_sharded else model.to(self.device)).eval()
 
     def _frozen_reference(self) -> PreTrainedModel:
         reference = self._loaded().requires_grad_(False)
