@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from grpo.config import DistillStage, Lora, Recipe, RejectStage, RlStage
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture, models_drawn_from
@@ -18,6 +20,7 @@ from grpo.policy.budget import (
     Footprint,
     TrainedStage,
     config_from_json,
+    count_parameters,
     footprint,
     has_reference,
     longest_sequence,
@@ -69,7 +72,7 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
     if isinstance(stage, TrainedStage):
         rank = _Rank(stage, recipe, known[stage.name], site, base, largest)
         needed = rank.footprint()
-        trained, tokens = needed.gradients * rank.shared_out // 4, rank.tokens(needed)
+        trained, tokens = rank.trained, rank.tokens(needed)
         on_device, on_host = rank.holding(needed, tokens), list(rank.host())
         holdings += [on_device, *on_host]
         problems += [_refusal(stage, on_device, rank.remedies())] if not on_device.fits else []
@@ -146,13 +149,17 @@ class _Rank:
     engine_parameters: int
 
     @property
-    def shared_out(self) -> int:
-        return self.recipe.trainer.ranks if self.recipe.trainer.shard != "none" else 1
+    def trained(self) -> int:
+        lora = self.stage.lora and self.stage.lora.model_dump_json()
+        return count_parameters(self._config.to_json_string(use_diff=False), lora).trained
+
+    @property
+    def _config(self) -> PretrainedConfig:
+        return config_from_json(json.dumps(self.model.config))
 
     def footprint(self) -> Footprint:
         reference = has_reference(self.stage, self.base)
-        config = config_from_json(json.dumps(self.model.config))
-        return footprint(config, self.stage, self.recipe.trainer, reference, self.site.machine.device)
+        return footprint(self._config, self.stage, self.recipe.trainer, reference, self.site.machine.device)
 
     @property
     def available(self) -> float:
@@ -185,7 +192,8 @@ class _Rank:
         ranks = -(-self.recipe.trainer.ranks // self.site.nodes)
         parts = {"models_as_read": ranks * 4 * self.model.parameters, "driver": DRIVER_BYTES}
         if self.recipe.trainer.offload_optimiser:
-            parts["optimiser"] = ranks * 8 * self.model.parameters // self.shared_out
+            shared_out = self.recipe.trainer.ranks if self.recipe.trainer.shard != "none" else 1
+            parts["optimiser"] = ranks * 8 * self.trained // shared_out
         yield Holding("trainer ranks of a node", "main memory", parts, self.site.host_bytes)
 
     def remedies(self) -> list[str]:

@@ -10,7 +10,7 @@ from grpo.plan.duration import in_words
 from grpo.plan.whole import Needs, Outline
 
 if TYPE_CHECKING:
-    from grpo.plan.memory import Holding
+    from grpo.plan.memory import Holding, StageMemory
 
 GIB = 2**30
 SHOWN_CHARACTERS = 400  # of a prompt
@@ -104,25 +104,37 @@ def needs_sections(plan: Outline, needed: Needs) -> Iterator[Section]:
     if needed.seconds:
         how = "measured on this machine" if needed.rates and needed.rates.are_measured else "by the rates that hardware: states"
         rows = [[name, *map(in_words, (s.drawing, s.evaluation, s.training, s.total))] for name, s in needed.seconds.items()]
-        yield f"time, {how}", ["stage", "drawing", "evaluation", "training", "total"], rows
+        yield (
+            f"time, {how}, with sequences of the lengths given (--lengths), or the longest allowed",
+            ["stage", "drawing", "evaluation", "training", "total"],
+            rows,
+        )
     yield "what it opens, fetches and executes", ["", ""], [[contact.kind, contact.text] for contact in needed.contacts]
     if needed.unknown:
         yield "not known", [""], [[text] for text in needed.unknown]
 
 
 def _memory_rows(plan: Outline, needed: Needs) -> Iterator[list[str]]:
-    trainer = plan.recipe.trainer
+    """Stages in which a process holds the same share a row."""
+    stages: dict[tuple[str, ...], list[str]] = {}
     for name, memory in needed.memory.items():
         for holding in memory.holdings:
-            lora = (
-                f", {memory.trained / 1e6:.1f}M of {memory.parameters / 1e6:.0f}M weights trained"
-                if memory.trained < memory.parameters
-                else ""
-            )
-            shared = f", {trainer.shard} shared out over {trainer.ranks} ranks" if trainer.shard != "none" else ""
-            remark = holding.remark + (lora + shared if holding.who == "trainer rank" else "")
-            sizes = [_size(holding.needed), _size(max(0, holding.available))]
-            yield [name, holding.who, holding.where, *sizes, _made_of(holding), remark]
+            sizes = (_size(holding.needed), _size(max(0, holding.available)))
+            remark = _remark(plan, memory) if holding.who == "trainer rank" else ""
+            row: tuple[str, ...] = (holding.who, holding.where, *sizes, _made_of(holding), holding.remark + remark)
+            stages.setdefault(row, []).append(name)
+    for row, names in stages.items():
+        yield [", ".join(names) if len(names) < len(needed.memory) or len(names) == 1 else "all", *row]
+
+
+def _remark(plan: Outline, memory: StageMemory) -> str:
+    trainer = plan.recipe.trainer
+    adapters = (
+        f"; {memory.trained / 1e6:.1f}M of {memory.parameters / 1e6:,.0f}M weights are trained"
+        if memory.trained < memory.parameters
+        else ""
+    )
+    return adapters + (f"; {trainer.shard} shared out over {trainer.ranks} ranks" if trainer.shard != "none" else "")
 
 
 def _disk_rows(needed: Needs) -> Iterator[list[str]]:

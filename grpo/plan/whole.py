@@ -123,7 +123,8 @@ def _listed(names: str | list[str] | None) -> list[str]:
 
 def _known_rows(plan: Outline) -> dict[str, int]:
     """Of sources, and of what stages will write, at most."""
-    rows = {source.name: source.kept for source in plan.rows if source.kept is not None}
+    stated = {name: source.rows for name, source in plan.recipe.data.items() if source.rows is not None}
+    rows = {**stated, **{source.name: source.kept for source in plan.rows if source.kept is not None}}
     for planned in plan.stages:
         if isinstance(planned.stage, RejectStage):
             try:
@@ -163,8 +164,8 @@ def _measured(plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths
     for planned in plan.stages:
         stage, of_stage = planned.stage, memory.get(planned.stage.name)
         if of_stage is not None and of_stage.tokens_per_pass is not None:
-            prompt: int = lengths.prompt or getattr(stage, "max_prompt_tokens", 64)
-            completion: int = lengths.completion or getattr(stage, "max_completion_tokens", 256)
+            prompt = lengths.prompt or int(getattr(stage, "max_prompt_tokens", 64))
+            completion = lengths.completion or int(getattr(stage, "max_completion_tokens", 256))
             return measured_rates(plan.recipe, plan.architectures[stage.name], prompt, completion, of_stage.tokens_per_pass)
     raise RecipeError("--measure: no stage trains a model whose shapes are known")
 

@@ -47,6 +47,13 @@ def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
     return [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
 
 
+def round_frozen(model: PreTrainedModel) -> None:
+    """The layers' frozen matrices in bfloat16, in place."""
+    for layer in linear_layers(model):
+        if not layer.weight.requires_grad:
+            layer.to(torch.bfloat16)
+
+
 def save_adapters(adapted: PeftModel, folder: Path, is_first_rank: bool) -> None:
     """The adapters alone, in peft's own format. Shards are gathered, so every rank must ask."""
     weights = {name: whole(weight) for name, weight in adapted.state_dict().items() if ".lora_" in name}

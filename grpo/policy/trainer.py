@@ -19,7 +19,7 @@ from grpo.algorithm.losses import is_clipped
 from grpo.algorithm.objective import Tokens, token_losses
 from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
-from grpo.policy.adapters import add_adapters, holds_rounded, linear_layers, save_adapters
+from grpo.policy.adapters import add_adapters, holds_rounded, round_frozen, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
@@ -65,6 +65,9 @@ class PolicyTrainer:
         self.model = self._loaded()
         self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
         check_layout(self.model)
+        if self._holds_rounded:
+            round_frozen(self.model)
+            self.model.to(self.device)
         if spec.optimiser.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._distribute(self.model)
@@ -313,11 +316,12 @@ class PolicyTrainer:
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
         model = AutoModelForCausalLM.from_pretrained(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
-        if holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimiser, self.spec.layout):
-            for layer in linear_layers(model):
-                layer.to(torch.bfloat16)
-        # Sharding moves a layer at a time, so that a device never holds a whole model that it is to hold a share of.
-        return (model if self.ranks.is_sharded else model.to(self.device)).eval()
+        # What will be smaller on the device stays in main memory until it is: sharding moves a layer at a time.
+        return (model if self.ranks.is_sharded or self._holds_rounded else model.to(self.device)).eval()
+
+    @property
+    def _holds_rounded(self) -> bool:
+        return holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimiser, self.spec.layout)
 
     def _frozen_reference(self) -> PreTrainedModel:
         reference = self._loaded().requires_grad_(False)
