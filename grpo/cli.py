@@ -114,59 +114,34 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Stages and rows alone, without memory, disk and time.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's rates for times; about a minute.")] = False,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="P/C", help="Mean tokens of prompts and completions for times; the longest allowed by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a run would do; loads no model. Example: grpo plan r1_tiny stages.reason.steps=12"""
-    from grpo.plan import make_plan
-    from grpo.recipe import checked_recipe, default_folder
-    from grpo.run.folder import RunFolder
-
-    loaded = checked_recipe(recipe, overrides or [])
-    folder = out or str(default_folder(loaded))
+    """Show what a run would do and need, and whether it fits; downloads nothing. Example: grpo plan r1_tiny stages.reason.steps=12"""
     from pathlib import Path
 
-    from grpo.data.preview import previews
+    from grpo.errors import RecipeError
+    from grpo.plan import tell, whole
+    from grpo.plan.work import lengths_from
+    from grpo.recipe import checked_recipe, default_folder
 
-    planned = make_plan(loaded, RunFolder(Path(folder)))
-    sources = previews(loaded.recipe, loaded.base)
-    rows: list[dict[str, Any]] = [
-        {
-            "stage": p.stage.name,
-            "kind": p.stage.kind,
-            "from": p.start,
-            "inputs": list(p.inputs),
-            "makes": p.makes,
-            "sizes": p.sizes,
-            "done": p.is_done,
-        }
-        for p in planned
-    ]
+    loaded = checked_recipe(recipe, overrides or [])
+    plan = whole.outline(loaded, Path(out) if out else default_folder(loaded))
+    if not as_json:
+        for section in tell.outline_sections(plan):
+            _print_table(*section)
+    needed = None if quick else whole.needs(plan, lengths_from(lengths), measure)
     if as_json:
-        data = [{**vars(source), "dropped": dict(source.dropped)} for source in sources]
-        print(json.dumps({"recipe": loaded.recipe.name, "out": folder, "stages": rows, "data": data}))
-        return
-    _print_table(
-        f"{loaded.recipe.name}: {len(rows)} stages, into {folder}",
-        ["", "stage", "kind", "from", "makes", "size", ""],
-        [
-            [str(i), r["stage"], r["kind"], r["from"], r["makes"], r["sizes"], "done" if r["done"] else "to run"]
-            for i, r in enumerate(rows, 1)
-        ],
-    )
-    _print_table(
-        "data",
-        ["source", "kind", "rows", "left out", ""],
-        [
-            [
-                s.source,
-                s.kind,
-                "?" if s.rows is None else str(s.rows),
-                s.left_out,
-                "; ".join(["held out"] * s.is_held_out + [s.note][: bool(s.note)]),
-            ]
-            for s in sources
-        ],
-    )
+        print(json.dumps(tell.as_json(plan, needed)))
+    elif needed is not None:
+        for section in tell.needs_sections(plan, needed):
+            _print_table(*section)
+    if needed is not None and needed.problems:
+        raise RecipeError(list(needed.problems))
 
 
 @app.command()

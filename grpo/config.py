@@ -231,6 +231,19 @@ class Trainer(Strict):
     compile: bool = Field(False, description="fuse norms and feed-forward layers with torch.compile")
 
 
+class Hardware(Strict):
+    """What the recipe is meant to run on, for `grpo plan` only; what is left out is this machine's."""
+
+    nodes: PositiveInt = 1
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="of one node")
+    gpu_memory_gib: PositiveFloat | None = Field(None, description="of one GPU")
+    cpus: PositiveInt | None = Field(None, description="cores of one node")
+    memory_gib: PositiveFloat | None = Field(None, description="main memory of one node")
+    disk_gib: PositiveFloat | None = Field(None, description="free where the run's folder is")
+    tflops: PositiveFloat | None = Field(None, description="what one device sustains in bfloat16 matrix products, for times")
+    bandwidth_gb_s: PositiveFloat | None = Field(None, description="what one device reads from its memory, for times")
+
+
 class StageBase(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
     seed: int | None = Field(None, description="the recipe's seed by default")
@@ -420,6 +433,7 @@ class Recipe(Strict):
     deterministic: bool = Field(True, description="prompts go to fixed workers, so that a run repeats bit for bit on a CPU")
     rollout: Rollout = Rollout()
     trainer: Trainer = Trainer()
+    hardware: Hardware = Field(Hardware(), description="what grpo plan reckons with; this machine by default")
     reward_deadline_s: PositiveFloat = 5.0
     canary: str | None = Field(
         None,

@@ -59,6 +59,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"
         yield _clash(("trainer",), text, "shard", "ranks")
+    if recipe.hardware.gpus and recipe.hardware.gpu_memory_gib is None:
+        text = f"hardware says {recipe.hardware.gpus} GPUs and not how much memory each has; write gpu_memory_gib"
+        yield _clash(("hardware",), text, "gpus", "gpu_memory_gib")
     for index, stage in enumerate(recipe.stages):
         at: Keys = ("stages", index)
         if isinstance(stage, config.Optimiser):

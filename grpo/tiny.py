@@ -171,13 +171,11 @@ def _build(
     trainer.save(folder)
 
 
-def _initial_model(made: MadeModel, tokenizer: PreTrainedTokenizerFast) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(made.seed)
-    sizes = dict(
-        vocab_size=len(tokenizer),
+def shapes_of(made: MadeModel, vocabulary: int) -> dict[str, Any]:
+    """What the made model's config.json says of its shapes."""
+    return dict(
+        model_type=made.make.removeprefix("tiny_"),
+        vocab_size=vocabulary,
         hidden_size=made.hidden_size,
         intermediate_size=2 * made.hidden_size,
         num_hidden_layers=made.layers,
@@ -185,10 +183,16 @@ def _initial_model(made: MadeModel, tokenizer: PreTrainedTokenizerFast) -> Any:
         num_key_value_heads=made.heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    if made.make == "tiny_llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes))
-    return Qwen2ForCausalLM(Qwen2Config(**sizes))
+
+
+def _initial_model(made: MadeModel, tokenizer: PreTrainedTokenizerFast) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(made.seed)
+    sizes = shapes_of(made, len(tokenizer))
+    ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    if sizes.pop("model_type") == "llama":
+        return LlamaForCausalLM(LlamaConfig(**sizes, **ends))
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, **ends))

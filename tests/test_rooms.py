@@ -15,7 +15,8 @@ ROWS_OF_GRPO: list[set[str]] = [
     {"cli"},
     {"doctor", "evaluate", "export", "try_reward"},
     {"recipe"},
-    {"stages", "plan", "tiny"},
+    {"plan"},
+    {"stages", "tiny"},
     {"policy", "data", "run"},
     {
         *("algorithm", "config", "contradictions", "errors", "graph", "inputs", "keys", "loading", "problems", "schema"),

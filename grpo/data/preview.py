@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.config import Recipe
+from grpo.config import DataSource, Recipe
 from grpo.data.held_out import held_out_sources
 from grpo.data.sources import Sources
 from grpo.errors import DataError
 
+LARGEST_FILE_BYTES = 2**28
 LOCAL = ("jsonl", "json", "csv", "parquet", "folder", "general")
 
 
@@ -43,6 +44,8 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
             found.append(Preview(name, kind, source.rows or 1000, {}, is_held_out, "drawn when the run begins"))
         elif kind not in LOCAL:
             found.append(Preview(name, kind, None, {}, is_held_out, "read when the run begins"))
+        elif size_gib := _too_large(source, base):
+            found.append(Preview(name, kind, None, {}, is_held_out, f"not looked at, with {size_gib:.1f} GiB"))
         elif source.measured_in is not None:
             found.append(Preview(name, kind, None, {}, is_held_out, f"known once stage {source.measured_in} has run"))
         elif unread := [other for other in sources.disjoint_from(name) if not _is_readable(recipe, other)]:
@@ -58,6 +61,14 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
     if wrong:
         raise DataError("\n".join(wrong))
     return found
+
+
+def _too_large(source: DataSource, base: Path) -> float:
+    """GiB of a file that takes longer to read than a plan should; 0 of another."""
+    ((_, value),) = source.given.items()
+    file = base / str(value)
+    size = file.stat().st_size if file.is_file() else 0
+    return size / 2**30 if size > LARGEST_FILE_BYTES else 0.0
 
 
 def _is_readable(recipe: Recipe, name: str) -> bool:

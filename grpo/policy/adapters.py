@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from grpo.config import Lora
+from grpo.config import Lora, Optimiser, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.ranks import whole
 
@@ -31,6 +31,27 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel
         raise TrainingError(
             f"lora.targets {settings.targets} match no layer of {type(model).__name__}; its linear layers are {', '.join(linear)}"
         ) from error
+
+
+def holds_rounded(config: PretrainedConfig, optimiser: Optimiser, layout: Trainer) -> bool:
+    """May the layers' frozen matrices be held in bfloat16? Where their checkpoint has them so, and products are made so: nothing is lost.
+
+    What is sharded stays in float32, because torch's fully_shard wants one type in a layer.
+    """
+    products = layout.precision == "bfloat16" and (layout.ranks == 1 or layout.shard == "none")
+    return optimiser.lora is not None and products and config.get_text_config().dtype == torch.bfloat16
+
+
+def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    """Of the layers, so neither the embeddings nor the output layer."""
+    return [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def round_frozen(model: PreTrainedModel) -> None:
+    """The layers' frozen matrices in bfloat16, in place."""
+    for layer in linear_layers(model):
+        if not layer.weight.requires_grad:
+            layer.to(torch.bfloat16)
 
 
 def save_adapters(adapted: PeftModel, folder: Path, is_first_rank: bool) -> None:

@@ -6,15 +6,18 @@ two CPU cores with models of 4M to 135M parameters (2026-11-22): between 0.84 an
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from grpo.config import Optimiser, Trainer
+from grpo.algorithm import load_algorithm
+from grpo.config import DistillStage, Lora, Optimiser, RlStage, SftStage, Trainer
 from grpo.errors import TrainingError
-from grpo.policy.adapters import add_adapters
+from grpo.policy.adapters import add_adapters, holds_rounded, linear_layers
 
 ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}  # of a pass: more do not make a large model's matrix products faster
 CHEAP_BYTES = (
@@ -22,6 +25,7 @@ CHEAP_BYTES = (
 )  # a small model's pass may hold more tokens as long as they take no more than this: fewer calls of many small operations
 MOST_TOKENS = 8192
 USED_FRAC = 0.8  # of what is free: estimates err, and allocators keep some for themselves
+TrainedStage = SftStage | RlStage | DistillStage
 HEAD_BYTES = 2**29  # logits of a pass, and their gradient
 
 
@@ -52,28 +56,52 @@ class Footprint:
         return f"{parts}{more} GiB, and {self.per_token / 2**20:.2f} MiB for each token of a pass"
 
 
-def footprint(model: Path, optimiser: Optimiser, layout: Trainer, needs_reference: bool, device: str) -> Footprint:
-    """Of one rank that trains the model of folder ``model``. Raises TrainingError where adapters match no layer."""
-    config = AutoConfig.from_pretrained(model)
-    with torch.device("meta"):
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        if optimiser.lora is not None:
-            add_adapters(empty, optimiser.lora, seed=0)
-    parameters = sum(p.numel() for p in empty.parameters())
-    trained = sum(p.numel() for p in empty.parameters() if p.requires_grad)
+def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trainer, needs_reference: bool, device: str) -> Footprint:
+    """Of one rank that trains the model of folder ``model``, or of those shapes. Raises TrainingError where adapters match no layer."""
+    config = AutoConfig.from_pretrained(model) if isinstance(model, Path) else model
+    count = count_parameters(config.to_json_string(use_diff=False), optimiser.lora and optimiser.lora.model_dump_json())
+    parameters, trained = count.all, count.trained
+    rounded = count.in_matrices if holds_rounded(config, optimiser, layout) else 0
     shared_out = layout.ranks if layout.shard != "none" else 1
     layers = config.get_text_config().num_hidden_layers
-    rounded = 2 * parameters if layout.precision == "bfloat16" else 0  # autocast's copy, or what a layer is gathered in
-    gathered = rounded if layout.shard != "parameters" else 2 * rounded // layers
+    copied = 2 * (parameters - rounded) if layout.precision == "bfloat16" else 0  # by autocast, or what a layer is gathered in
+    gathered = copied if layout.shard != "parameters" else 2 * copied // layers
     moments = 0 if layout.offload_optimiser and device == "cuda" else 8 * trained
     return Footprint(
-        weights=4 * parameters // shared_out + gathered,
+        weights=(4 * parameters - 2 * rounded) // shared_out + gathered,
         reference=4 * parameters // shared_out if needs_reference and optimiser.lora is None else 0,
         gradients=4 * trained // shared_out,
         optimiser=moments // shared_out,
         per_token=activation_bytes(config, optimiser.gradient_checkpointing),
         num_parameters=parameters,
     )
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters of a model: all, those that are trained, and those in the matrices of its layers."""
+
+    all: int
+    trained: int
+    in_matrices: int
+
+
+@cache
+def count_parameters(config: str, lora: str | None = None) -> Count:
+    """Of a model without its weights. Both arguments are JSON; with ``lora`` only adapters are trained, and matrices are what is below them."""
+    with torch.device("meta"):
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config_from_json(config))
+    in_matrices = sum(layer.weight.numel() for layer in linear_layers(empty))
+    if lora is not None:
+        with torch.device("meta"):
+            add_adapters(empty, Lora.model_validate_json(lora), seed=0)
+    sizes = [(p.numel(), p.requires_grad) for p in empty.parameters()]
+    return Count(sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained), in_matrices)
+
+
+def config_from_json(text: str) -> PretrainedConfig:
+    settings = json.loads(text)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def activation_bytes(config: PretrainedConfig, checkpointed: bool) -> int:
@@ -101,3 +129,15 @@ def settled_tokens(needed: Footprint, longest: int, free_bytes: float, device: s
         f"and {room:.1f} GiB are free for it; shorten completions, set gradient_checkpointing: true, train with lora, share out with "
         "trainer.shard, or write tokens_per_device yourself to try it all the same"
     )
+
+
+def has_reference(stage: TrainedStage, base: Path) -> bool:
+    """Does a frozen model stand beside the one that is trained? ``base`` is the folder that relative paths refer to."""
+    if not isinstance(stage, RlStage):
+        return False
+    named = load_algorithm(stage.algorithm, base)
+    return (named.kl_coef if stage.kl_coef is None else stage.kl_coef) > 0
+
+
+def longest_sequence(stage: TrainedStage) -> int:
+    return stage.max_prompt_tokens + stage.max_completion_tokens if isinstance(stage, RlStage) else stage.max_tokens

@@ -30,7 +30,7 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             continue
         seen.add(id(parameter))
         layer = layers.get(name.removesuffix(".base_layer.weight"))
-        weight = parameter.detach() if layer is None else parameter + layer.get_delta_weight("default").to(parameter.dtype)
+        weight = parameter.detach() if layer is None else parameter + layer.get_delta_weight("default")
         yield from revert_weight_conversion(model, {name.replace(".base_layer.", "."): whole(weight)}).items()
 
 

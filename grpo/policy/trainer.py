@@ -12,14 +12,14 @@ from types import MethodType
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
 from grpo.algorithm.objective import Tokens, token_losses
 from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
-from grpo.policy.adapters import add_adapters, save_adapters
+from grpo.policy.adapters import add_adapters, holds_rounded, round_frozen, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
@@ -66,6 +66,9 @@ class PolicyTrainer:
         self.model = self._loaded()
         self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
         check_layout(self.model)
+        if self._holds_rounded:
+            round_frozen(self.model)
+            self.model.to(self.device)
         if spec.optimiser.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._distribute(self.model)
@@ -337,7 +340,12 @@ class PolicyTrainer:
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
         model = AutoModelForCausalLM.from_pretrained(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
-        return model.to(self.device).eval()
+        # What will be smaller on the device stays in main memory until it is: sharding moves a layer at a time.
+        return (model if self.ranks.is_sharded or self._holds_rounded else model.to(self.device)).eval()
+
+    @property
+    def _holds_rounded(self) -> bool:
+        return holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimiser, self.spec.layout)
 
     def _frozen_reference(self) -> PreTrainedModel:
         reference = self._loaded().requires_grad_(False)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
 
-from grpo.algorithm import load_algorithm
-from grpo.config import DistillStage, Recipe, RlStage, SftStage
+from grpo.config import Recipe
 from grpo.errors import RecipeError, TrainingError
-from grpo.policy.budget import Footprint, footprint, settled_tokens
-
-TrainedStage = SftStage | RlStage | DistillStage
-GIB = 2**30
-DRIVER_BYTES = 5 * GIB // 2  # the driver, Ray, reward processes
-PROCESS_BYTES = GIB  # what a trainer or an engine takes beside its model
+from grpo.policy.budget import TrainedStage, footprint, has_reference, longest_sequence, settled_tokens
+from grpo.policy.machine import Machine, host_bytes
 
 
 def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mapping[str, int]) -> dict[str, int]:
@@ -39,16 +33,11 @@ def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mappin
 
 def tokens_per_device(stage: TrainedStage, recipe: Recipe, base: Path, model: Path) -> int:
     """Tokens of one pass: the recipe's, or what fits. Raises TrainingError where nothing does, or adapters match no layer."""
-    total_bytes, device = _device_memory()
-    needs_reference = False
-    if isinstance(stage, RlStage):
-        named = load_algorithm(stage.algorithm, base)
-        needs_reference = (named.kl_coef if stage.kl_coef is None else stage.kl_coef) > 0
-    needed = footprint(model, stage, recipe.trainer, needs_reference, device)
+    machine = _this_machine()
+    needed = footprint(model, stage, recipe.trainer, has_reference(stage, base), machine.device)
     if stage.tokens_per_device is not None:
         return stage.tokens_per_device
-    longest = stage.max_prompt_tokens + stage.max_completion_tokens if isinstance(stage, RlStage) else stage.max_tokens
-    return settled_tokens(needed, longest, _free_bytes(recipe, needed, total_bytes, device), device)
+    return settled_tokens(needed, longest_sequence(stage), machine.free_for_a_rank(recipe, needed.num_parameters), machine.device)
 
 
 def _known_models(recipe: Recipe, base: Path) -> Iterator[tuple[TrainedStage, Path]]:
@@ -61,25 +50,11 @@ def _known_models(recipe: Recipe, base: Path) -> Iterator[tuple[TrainedStage, Pa
                 yield stage, base
 
 
-def _free_bytes(recipe: Recipe, needed: Footprint, total_bytes: int, device: str) -> float:
-    """For one rank. On a CPU all processes share the memory; a GPU that engines share keeps an equal part for each."""
-    ranks, rollout = recipe.trainer.ranks, recipe.rollout
-    if device == "cuda":
-        return total_bytes / math.ceil((ranks + rollout.workers) / ray.cluster_resources()["GPU"]) - PROCESS_BYTES
-    engine = 4 * needed.num_parameters + rollout.kv_cache_gib * GIB + PROCESS_BYTES if rollout.engine != "scripted" else 0
-    return (total_bytes - DRIVER_BYTES - rollout.workers * engine) / ranks - PROCESS_BYTES
-
-
-def _device_memory() -> tuple[int, str]:
-    """Bytes of a GPU of the cluster, where it has any, else of this machine as far as this process may use it."""
-    if ray.cluster_resources().get("GPU"):
-        return ray.get(_gpu_bytes.remote()), "cuda"
-    import psutil
-
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, int(text)) if text.isdigit() else total, "cpu"
+def _this_machine() -> Machine:
+    """A GPU of the cluster, where it has any, else this machine as far as this process may use it."""
+    if num_gpus := ray.cluster_resources().get("GPU"):
+        return Machine(ray.get(_gpu_bytes.remote()), int(num_gpus))
+    return Machine(host_bytes())
 
 
 @ray.remote(num_cpus=0, num_gpus=0.01)

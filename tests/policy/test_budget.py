@@ -11,6 +11,7 @@ import pytest
 from grpo.config import Lora, Optimiser, Recipe, Trainer
 from grpo.errors import RecipeError, TrainingError
 from grpo.policy.budget import HEAD_BYTES, Footprint, footprint, settled_tokens
+from grpo.policy.machine import Machine
 from grpo.stages import budgets
 
 GIB = 2**30
@@ -71,7 +72,7 @@ def test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies() -> 
 
 
 def test_all_stages_that_do_not_fit_are_named_at_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budgets, "_device_memory", lambda: (8 * GIB, "cpu"))
+    monkeypatch.setattr(budgets, "_this_machine", lambda: Machine(8 * GIB))
     rl = {"kind": "rl", "prompts": "p", "rewards": [{"use": "math"}], "steps": 1, "max_completion_tokens": 2_000_000}
     stages = [{"name": "a", **rl}, {"name": "b", **rl, "from": "a"}, {"name": "c", "kind": "sft", "data": "p"}]
     recipe = Recipe.model_validate({"name": "x", "model": "m", "data": {"p": {"jsonl": "p.jsonl"}}, "stages": stages})
@@ -81,5 +82,5 @@ def test_all_stages_that_do_not_fit_are_named_at_once(tiny_llama: Path, monkeypa
     short = recipe.model_copy(update={"stages": [recipe.stages[2]]})
     assert 1024 <= budgets.settle_all(short, tiny_llama, tiny_llama, {})["c"] <= 8192
     assert budgets.settle_all(short, tiny_llama, tiny_llama, {"c": 77}) == {"c": 77}  # as settled when the run began
-    monkeypatch.setattr(budgets, "_device_memory", lambda: (GIB, "cpu"))
+    monkeypatch.setattr(budgets, "_this_machine", lambda: Machine(GIB))
     assert budgets.settle_all(short, tiny_llama, tiny_llama, {"c": 77}) == {"c": 77}  # on whatever it goes on

@@ -1,4 +1,4 @@
-"""What will a run do? Which stage starts from what, which are done already, and whether what is done still fits the recipe."""
+"""Which stage starts from what, which are done already, and does what is done still fit the recipe?"""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ class PlannedStage:
         stage = self.stage
         if isinstance(stage, RlStage):
             samples = stage.prompts_per_step * stage.samples_per_prompt
-            updates = f"{stage.updates_per_rollout} update{'s' if stage.updates_per_rollout > 1 else ''}"
-            return f"{stage.steps} steps of {stage.prompts_per_step} prompts x {stage.samples_per_prompt} samples = {samples} sequences = {updates}"
+            per_update = samples // stage.updates_per_rollout
+            updates = f"{stage.updates_per_rollout} updates of {per_update:,}" if stage.updates_per_rollout > 1 else "1 update"
+            drawn = f"{stage.prompts_per_step:,} prompts x {stage.samples_per_prompt} samples = {samples:,} sequences"
+            return f"{stage.steps:,} step{'s' if stage.steps > 1 else ''} of {drawn} = {updates}"
         if isinstance(stage, RejectStage):
             return f"{stage.samples_per_prompt} samples a prompt, at most {stage.keep.per_prompt} kept"
         if isinstance(stage, SftStage | DistillStage):
