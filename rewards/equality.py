@@ -77,8 +77,12 @@ def same_number(gold: Number | None, given: Number | None) -> bool:
     return gold.value == given.value
 
 
+@lru_cache(maxsize=2**16)
 def judge(gold: str, given: str) -> Verdict:
-    """Compares by math-verify, with its timeouts off (they need signals and the main thread): only call it where it can be killed."""
+    """Compares by math-verify, with its timeouts off (they need signals and the main thread): only call it where it can be killed.
+
+    One comparison takes milliseconds; a verdict is kept, because the samples of a group say the same few things.
+    """
     from math_verify import verify
 
     right = _parse_gold(gold)

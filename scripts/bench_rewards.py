@@ -1,10 +1,13 @@
 """How many scores a second does a reward give through RewardRuntime, on the processes that a step has?
 
-    python scripts/bench_rewards.py [--reward math] [--samples 4000] [--processes 2] [--rounds 5] [--json]
+    python scripts/bench_rewards.py [--prompts 128] [--samples 16] [--processes 2] [--rounds 5] [--json]
+    python scripts/bench_rewards.py --code [--prompts 8] [--samples 8] [--json]
 
-math: half of the answers are plain numbers, which are compared at once, and half are for math-verify (roots, fractions, polynomials, sets);
-about half are right. code: a function and three assert statements, in two sandboxes a sample. The processes are warm; the rate is that of the
-median round. The last line with --json is one object.
+Three kinds of steps for math. plain: gold answers are numbers, which are compared exactly. formulas: they are fractions, roots, polynomials and
+sets, for math-verify. mixed: every fourth prompt has a formula. The samples of a prompt give four different answers, one of them right; no
+number comes twice, so nothing is known from the step before. --code: a function and three assert statements, in two sandboxes a sample.
+
+The processes are warm; a rate is that of the median round. The last line with --json is one object; its scores_per_s is that of mixed.
 """
 
 from __future__ import annotations
@@ -27,53 +30,60 @@ FOR_MATH_VERIFY = [
 PROGRAM = "def add(a, b):\n    return a + b"
 
 
-def math_inputs(num_samples: int) -> list[ScoreInput]:
-    """Gold answers differ from sample to sample, as they do from prompt to prompt; every other completion is off by one."""
+def math_step(prompts: int, samples: int, formula_every: int, first: int) -> list[ScoreInput]:
+    """``formula_every`` n: every n-th prompt has a formula, the others a number; 0: none has."""
     inputs = []
-    for index in range(num_samples):
-        gold, given = ("{n}", "{n}.0") if index % 2 else FOR_MATH_VERIFY[index // 2 % len(FOR_MATH_VERIFY)]
-        number, is_wrong = index % 997 + 2, index // 2 % 2
-        answer = given.format(n=number + is_wrong)
-        inputs.append(ScoreInput({"completion": f"<think>{index}</think><answer>{answer}</answer>", "answer": gold.format(n=number)}))
+    for number in range(first, first + prompts):
+        is_formula = formula_every and number % formula_every == 0
+        gold, given = FOR_MATH_VERIFY[number // formula_every % len(FOR_MATH_VERIFY)] if is_formula else ("{n}", "{n}.0")
+        for sample in range(samples):
+            completion = f"<think>{sample}</think><answer>{given.format(n=number + sample % 4)}</answer>"
+            inputs.append(ScoreInput({"completion": completion, "answer": gold.format(n=number)}))
     return inputs
 
 
-def code_inputs(num_samples: int) -> list[ScoreInput]:
+def code_step(prompts: int, samples: int, first: int) -> list[ScoreInput]:
+    completion = f"<answer>```python\n{PROGRAM}\n```</answer>"
     return [
-        ScoreInput({"completion": f"<answer>```python\n{PROGRAM}\n```</answer>", "tests": [f"assert add({n}, {k}) == {n + k}" for k in range(3)]})
-        for n in range(num_samples)
+        ScoreInput({"completion": completion, "tests": [f"assert add({n}, {k}) == {n + k}" for k in range(3)]})
+        for n in range(first, first + prompts)
+        for _ in range(samples)
     ]
 
 
-def scores_per_s(reward: str, inputs: Sequence[ScoreInput], processes: int, rounds: int) -> dict[str, float]:
-    """The rate of the median round, and the mean score, which says what was compared."""
-    seconds, mean = [], 0.0
+def rate(reward: str, steps: Sequence[Sequence[ScoreInput]], processes: int, right_frac: float) -> float:
+    """Scores a second, of the median step; the first step warms up. Asserts that all is scored, and as it should be."""
+    seconds = []
     with RewardRuntime([RewardSpec(reward)], processes=processes) as runtime:
-        runtime.score(inputs[: 64 * processes])
-        for _ in range(rounds):
+        for inputs in steps:
             start = time.perf_counter()
-            scored = runtime.score(inputs)
+            rewards = [scored.reward for scored in runtime.score(inputs)]
             seconds.append(time.perf_counter() - start)
-            mean = statistics.fmean(one.reward for one in scored if one.reward is not None)
-            assert all(one.reward is not None for one in scored), "every sample has a score"
-    return {"scores_per_s": len(inputs) / statistics.median(seconds), "mean_score": mean}
+            assert None not in rewards and sum(filter(None, rewards)) == right_frac * len(inputs)
+    return len(steps[0]) / statistics.median(seconds[1:])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reward", choices=["math", "code"], default="math")
-    parser.add_argument("--samples", type=int, help="4000 for math, 64 for code")
+    parser.add_argument("--code", action="store_true")
+    parser.add_argument("--prompts", type=int)
+    parser.add_argument("--samples", type=int, help="of each prompt; a multiple of 4")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
-    make, default = {"math": (math_inputs, 4000), "code": (code_inputs, 64)}[arguments.reward]
-    inputs = make(arguments.samples or default)
-    found = scores_per_s(arguments.reward, inputs, arguments.processes, arguments.rounds)
-    print(f"{arguments.reward}: {found['scores_per_s']:,.0f} scores/s in {arguments.processes} processes, {os.cpu_count()} cores")
+    prompts, samples = arguments.prompts or (8 if arguments.code else 128), arguments.samples or (8 if arguments.code else 16)
+    firsts = [7 + round_ * (prompts + 4) for round_ in range(arguments.rounds + 1)]
+    if arguments.code:
+        rates = {"code": rate("code", [code_step(prompts, samples, first) for first in firsts], arguments.processes, 1.0)}
+    else:
+        kinds = {"plain": 0, "formulas": 1, "mixed": 4}
+        steps = {kind: [math_step(prompts, samples, every, first) for first in firsts] for kind, every in kinds.items()}
+        rates = {kind: rate("math", steps[kind], arguments.processes, 0.25) for kind in kinds}
+    print("; ".join(f"{kind}: {found:,.0f} scores/s" for kind, found in rates.items()), f"in {arguments.processes} processes")
     if arguments.json:
-        told = {"reward": arguments.reward, "samples": len(inputs), "processes": arguments.processes, "cores": os.cpu_count()}
-        print(json.dumps(told | found))
+        told = {"prompts": prompts, "samples": samples, "processes": arguments.processes, "cores": os.cpu_count(), "rates": rates}
+        print(json.dumps(told | {"scores_per_s": rates.get("mixed", rates.get("code"))}))
     return 0
 
 

@@ -14,6 +14,7 @@ from grpo.data.sources import Sources
 from grpo.data.sums import steps_of
 from grpo.errors import DataError
 from grpo.run.records import JsonLines, read_jsonl_rows
+from rewards import load_reward
 
 SUMS = {"reasoning_gym": "chain_sum", "settings": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
 # Two one-digit numbers with + or -: 200 different problems at most, so that collisions are certain.
@@ -61,6 +62,12 @@ def test_a_tasks_metadata_do_not_take_the_place_of_its_question(tmp_path: Path) 
         tmp_path, it={"reasoning_gym": "needle_haystack", "settings": {"min_num_statements": 3, "max_num_statements": 9}, "rows": 1}
     )
     assert row["answer"] in row["prompt"]
+
+
+def test_a_tasks_rows_keep_what_its_verifier_needs(tmp_path: Path) -> None:
+    for row in load(tmp_path, it={"reasoning_gym": "countdown", "rows": 3}):
+        assert load_reward("reasoning_gym")(completion=f"<answer>{row['answer']}</answer>", **row) == 1
+        assert row["metadata"]["numbers"] and "numbers" not in row
 
 
 def test_worked_sums_are_right(tmp_path: Path) -> None:

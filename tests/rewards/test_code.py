@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -115,14 +116,19 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "test", "why"), RIGHT, ids=[why for *_, why in RIGHT])
-def test_code_that_passes(code: Any, source: str, test: str, why: str) -> None:
-    assert code(completion=answered(source), tests=[test]) == 1
+def score_of(case: tuple[str, str, str]) -> float | None:
+    return load_reward("code", timeout_s=20.0)(completion=answered(case[0]), tests=[case[1]])
 
 
-@pytest.mark.parametrize(("source", "test", "why"), WRONG, ids=[why for *_, why in WRONG])
-def test_code_that_does_not_pass(code: Any, source: str, test: str, why: str) -> None:
-    assert code(completion=answered(source), tests=[test]) == 0
+def test_code_that_passes() -> None:
+    """All at once, because most of a score is waiting for two processes to start."""
+    with ThreadPoolExecutor(4) as threads:
+        assert [why for (*_, why), found in zip(RIGHT, threads.map(score_of, RIGHT), strict=True) if found != 1] == []
+
+
+def test_code_that_does_not_pass_whatever_it_tries() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        assert [why for (*_, why), found in zip(WRONG, threads.map(score_of, WRONG), strict=True) if found != 0] == []
 
 
 def test_all_or_the_share_that_passes(code: Any) -> None:

@@ -301,13 +301,13 @@ def test_a_step_of_attacks_costs_no_other_sample_anything(marker: str) -> None:
 
 
 @pytest.mark.faults
-def test_five_hundred_scores_leak_nothing() -> None:
+def test_a_hundred_scores_leak_nothing() -> None:
     right = "<answer>```python\ndef f():\n    return []\n```</answer>"
     assert score(right, ["assert f() == []"]) == 1
-    before = open_files()
-    for _ in range(500):
+    before = open_files(), children()
+    for _ in range(100):
         assert score(right, ["assert f() == []"]) == 1
-    assert open_files() == before and not children()
+    assert (open_files(), children()) == before
 
 
 def open_files() -> int:

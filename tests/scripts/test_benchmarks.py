@@ -43,6 +43,12 @@ def test_bench_rollout_overlaps_a_step_with_the_next_ones_samples() -> None:
     assert found["ratio"] == found["overlapped_s"] / found["strict_s"]
 
 
+def test_bench_rewards_rates_three_kinds_of_steps() -> None:
+    found = last_line(SCRIPTS / "bench_rewards.py", "--prompts", "4", "--samples", "4", "--rounds", "1", "--json")
+    assert found["rates"].keys() == {"plain", "formulas", "mixed"} and min(found["rates"].values()) > 0
+    assert found["scores_per_s"] == found["rates"]["mixed"] and found["processes"] == 2
+
+
 @pytest.mark.slow
 def test_bench_rollout_compares_with_a_bare_engine_and_measures_the_controller() -> None:
     small = ("--prompts", "2", "--samples", "2", "--tokens", "8", "--rounds", "1", "--json")

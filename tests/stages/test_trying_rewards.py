@@ -1,0 +1,58 @@
+"""Are required rewards tried before training, each on the column that says what is right by it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.config import Recipe, RewardUse
+from grpo.errors import DataError
+from grpo.run.progress import Progress
+from grpo.stages.workplace import Workplace
+from rollout.types import Prompt
+
+SUMS: list[dict[str, Any]] = [{"answer": str(n)} for n in range(3)]
+CODE: list[dict[str, Any]] = [{"tests": [f"assert f() == {n}"], "solution": f"def f():\n    return {n}"} for n in range(3)]
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> Callable[..., None]:
+    def try_rewards(rows: Sequence[dict[str, Any]], *uses: str, canary: str | None = None) -> None:
+        stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": use} for use in uses], "steps": 1}
+        recipe = Recipe.model_validate({"name": "r", "model": "m", "canary": canary, "stages": [stage]})
+        work = Workplace(recipe, tmp_path, tmp_path, {}, Progress(1))
+        prompts = [Prompt(id=str(number), tokens=(1,), columns={"prompt": "q", **row}) for number, row in enumerate(rows)]
+        with work.rewards([RewardUse(use=use) for use in uses]) as rewards:
+            work.try_rewards(rewards, prompts)
+
+    return try_rewards
+
+
+def test_each_required_reward_is_tried_on_its_own_column(tried: Callable[..., None]) -> None:
+    tried([*SUMS, *CODE], "math", "code", "exact")
+    with pytest.raises(DataError, match=r"row 0: its own gold answer 'def g\(\): pass' scores 0.0 by 'code', not 1"):
+        tried([*SUMS, {**CODE[0], "solution": "def g(): pass"}], "math", "code")
+
+
+def test_code_without_solutions_is_not_tried(tried: Callable[..., None]) -> None:
+    tried([{"tests": ["assert False"]}], "code")
+
+
+@pytest.mark.parametrize(
+    ("use", "row", "other"),
+    [
+        ("choice", {"answer": "B", "options": ["x", "y"]}, {"answer": "A", "options": ["x", "y"]}),
+        (
+            "reasoning_gym",
+            {"answer": "3", "metadata": {"source_dataset": "chain_sum"}},
+            {"answer": "4", "metadata": {"source_dataset": "chain_sum"}},
+        ),
+    ],
+)
+def test_a_right_completion_is_written_as_the_reward_reads_it(tried: Callable[..., None], use: str, row: dict, other: dict) -> None:
+    tried([row, other], use)
+    with pytest.raises(DataError, match=f"by '{use}', not 1"):
+        tried([row, other], use, canary="{answer}")  # without the tags nothing is an answer
