@@ -255,6 +255,13 @@ def test_overrides_name_stages_and_read_values_as_yaml(load: Load, sound: str) -
     assert (recipe.rollout.workers, recipe.model.pretrain_updates, recipe.evaluation.prompts, recipe.description) == (2, 10, "more", "a=b")
 
 
+@pytest.mark.parametrize("key", ["jsonl", "json", "csv", "parquet", "folder"])
+def test_every_kind_of_file_belongs_to_the_file_that_names_it(key: str, write: Write, sound: str) -> None:
+    write("shared/base.yaml", sound.replace("{general: true, rows: 20}", f"{{{key}: rows, measured: items.jsonl}}"))
+    source = load_recipe(write("r.yaml", "extends: shared/base.yaml\n")).recipe.data["sums"]
+    assert (source.given, source.measured) == ({key: "./shared/rows"}, "./shared/items.jsonl")
+
+
 def test_a_relative_path_in_an_override_belongs_to_the_current_folder(write: Write, tmp_path: Path) -> None:
     write("deep/r.yaml")
     write("rows.jsonl", '{"prompt": "a", "completion": "b", "answer": "b"}\n')
