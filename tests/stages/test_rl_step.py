@@ -29,6 +29,8 @@ class ScriptedPool:
     """The j-th sample of a prompt is j + 1 letters long."""
 
     version = 0
+    mode = "in_place"
+    num_lost = 0
 
     def sample(self, prompts: Sequence[Prompt], num_samples: int, *_: Any, **__: Any) -> list[list[Completion]]:
         return [
@@ -39,8 +41,6 @@ class ScriptedPool:
     def sync(self, *_: Any) -> list[Any]:
         self.version += 1
         return []
-
-    num_lost = 0
 
 
 class NoTrainer:
@@ -102,6 +102,8 @@ def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(lo
         metrics, rows = dynamic.step(step)
         written += rows
         positions.append(metrics["data/prompts_consumed"])
+        if step == 0:
+            after_first = json.loads(json.dumps(dynamic.state()))
         used = [row for row in rows if not row.get("replaced")]
         assert {row["prompt"].split()[0] for row in used} == {"lively"} and len(used) == 4 * 2
         assert metrics["rollout/groups_unfilled"] == 0
@@ -111,7 +113,7 @@ def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(lo
     assert len(counted) == positions[-1] == dynamic.position <= 32 and set(counted.values()) == {2}
 
     resumed = loop(dynamic_sampling={"max_rounds": 5})
-    resumed.position = int(positions[0])  # all that a checkpoint has to hold of it
+    resumed.go_on(1, after_first)
     assert [row["prompt_id"] for row in resumed.step(1)[1]] == [row["prompt_id"] for row in written if row["step"] == 2]
 
 
