@@ -98,31 +98,34 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
 def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(loop: Any) -> None:
     dynamic = loop(dynamic_sampling={"max_rounds": 5})
     written, positions = [], []
-    for step in range(3):
-        metrics, rows = dynamic.step(step)
-        written += rows
-        positions.append(metrics["data/prompts_consumed"])
-        if step == 0:
-            after_first = json.loads(json.dumps(dynamic.state()))
-        used = [row for row in rows if not row.get("replaced")]
-        assert {row["prompt"].split()[0] for row in used} == {"lively"} and len(used) == 4 * 2
-        assert metrics["rollout/groups_unfilled"] == 0
-        assert metrics["rollout/groups_replaced"] == len({row["prompt_id"] for row in rows}) - 4
+    with dynamic.drawing():
+        for step in range(3):
+            metrics, rows = dynamic.step(step)
+            written += rows
+            positions.append(metrics["data/prompts_consumed"])
+            if step == 0:
+                after_first = json.loads(json.dumps(dynamic.state(step, metrics)))
+            used = [row for row in rows if not row.get("replaced")]
+            assert {row["prompt"].split()[0] for row in used} == {"lively"} and len(used) == 4 * 2
+            assert metrics["rollout/groups_unfilled"] == 0
+            assert metrics["rollout/groups_replaced"] == len({row["prompt_id"] for row in rows}) - 4
     assert all(row["prompt"].startswith("dull") and row["advantage"] == 0 for row in written if row.get("replaced"))
     counted = Counter(row["prompt_id"] for row in written)
     assert len(counted) == positions[-1] == dynamic.position <= 32 and set(counted.values()) == {2}
 
     resumed = loop(dynamic_sampling={"max_rounds": 5})
-    resumed.go_on(1, after_first)
-    assert [row["prompt_id"] for row in resumed.step(1)[1]] == [row["prompt_id"] for row in written if row["step"] == 2]
+    resumed.go_on(1, after_first["loop"])
+    with resumed.drawing(1):
+        assert [row["prompt_id"] for row in resumed.step(1)[1]] == [row["prompt_id"] for row in written if row["step"] == 2]
 
 
 def test_data_that_are_all_too_easy_go_on_with_a_warning_said_once(loop: Any) -> None:
     dull = loop(prompts="dull", dynamic_sampling={"max_rounds": 1})
-    for step in range(2):
-        metrics, rows = dull.step(step)
-        assert (metrics["rollout/groups_unfilled"], metrics["rollout/rounds"], len(rows)) == (4, 2, 8 * 2)
-        assert metrics["reward/equal_groups_frac"] == 1
+    with dull.drawing():
+        for step in range(2):
+            metrics, rows = dull.step(step)
+            assert (metrics["rollout/groups_unfilled"], metrics["rollout/rounds"], len(rows)) == (4, 2, 8 * 2)
+            assert metrics["reward/equal_groups_frac"] == 1
     (warning,) = [line for line in dull.work.progress.lines if "teach nothing" in line]
     assert warning.startswith("  step 1: 4 of 4 groups teach nothing after 1 extra rounds, because their rewards are equal")
     assert "at 1.00 on average" in warning
@@ -130,14 +133,16 @@ def test_data_that_are_all_too_easy_go_on_with_a_warning_said_once(loop: Any) ->
 
 def test_without_dynamic_sampling_a_step_is_the_next_prompts_of_the_order(loop: Any) -> None:
     plain = loop()
-    ids = [row["prompt_id"] for step in range(3) for row in plain.step(step)[1]]
+    with plain.drawing():
+        ids = [row["prompt_id"] for step in range(3) for row in plain.step(step)[1]]
     assert plain.position == 12 and len(set(ids)) == 12
     assert ids[::2] == [prompt.id for prompt in plain.prompts_at(0, 12)]
 
 
 def test_a_mixture_keeps_its_shares_in_every_step_and_tells_rewards_by_source(loop: Any) -> None:
     mixed = loop(prompts=[{"use": "dull", "weight": 3}, {"use": "lively", "weight": 1}])
-    for step in range(3):
-        metrics, _ = mixed.step(step)
-        assert (metrics["by_source/dull_groups"], metrics["by_source/lively_groups"]) == (3, 1)
-        assert (metrics["by_source/dull_reward"], metrics["by_source/lively_reward"]) == (1.0, 1.5)
+    with mixed.drawing():
+        for step in range(3):
+            metrics, _ = mixed.step(step)
+            assert (metrics["by_source/dull_groups"], metrics["by_source/lively_groups"]) == (3, 1)
+            assert (metrics["by_source/dull_reward"], metrics["by_source/lively_reward"]) == (1.0, 1.5)
