@@ -13,7 +13,7 @@ from typing import Any
 from grpo.config import DataSource, Tags
 from grpo.data.files import Row, read_jsonl
 from grpo.data.sources import Sources
-from grpo.errors import RecipeError, RewardError
+from grpo.errors import DataError, RecipeError, RewardError
 from grpo.inputs import source_columns
 from grpo.problems import found, suggestion
 from rewards import RESERVED, SHIPPED, RewardFn, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward, right_completions
@@ -247,14 +247,15 @@ def _rows_of(data: str, renames: Mapping[str, str], problems: list[str]) -> list
         return []
     source = DataSource.model_validate({SOURCE_OF_SUFFIX[path.suffix]: str(path.resolve()), "columns": dict(renames)})
     if source_columns("data", source, Path())[1]:
-        source = source.model_copy(update={"question": ""})
+        source = source.model_copy(update={"question": "?"})
         if findings := source_columns("data", source, Path())[1]:
             problems += [f"--data {data}: {finding.text}" for finding in findings]
             return []
-    rows = Sources({"data": source}, Path(), Tags()).load("data").rows
-    if not rows:
-        problems.append(f"--data {data}: the file has no rows")
-    return rows
+    try:
+        return Sources({"data": source}, Path(), Tags()).load("data").rows
+    except DataError as error:
+        problems.append(f"--data {data}: {error}")
+        return []
 
 
 def _completions_of(file: str, rows: Sequence[Row], problems: list[str]) -> list[tuple[int, dict[str, Any]]]:

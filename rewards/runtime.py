@@ -184,8 +184,8 @@ class RewardRuntime:
         """The name of the reward that says whether an answer is right: the first rule that sees what is right and is required, else the
         first that names it. None where there is none; an opinion is no exact match."""
         rules = {name: fn for name, fn in self.rewards.items() if not fn.options.by_model}
-        seeing = [name for name, fn in rules.items() if name in self.required and fn.knows(fn.options.gold or "answer")]
-        naming = [name for name, fn in rules.items() if (fn.options.gold or "answer") in (*fn.columns, *fn.optional)]
+        seeing = [name for name, fn in rules.items() if name in self.required and (fn.options.gold or fn.knows("answer"))]
+        naming = [name for name, fn in rules.items() if "answer" in (*fn.columns, *fn.optional)]
         return next(iter([*seeing, *naming]), None)
 
     def close(self) -> None:

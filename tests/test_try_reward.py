@@ -140,7 +140,7 @@ def test_a_reward_without_an_answer_only_shows_scores(reward: Reward) -> None:
         (("math", "--data", "sums.jsonl", "--answer", "anser"), ["--answer anser: column 'anser' not found", "did you mean 'answer'?"]),
         (("math", "--data", "sums.jsonl", "--completions", "lost.jsonl"), ["no row of the data has its row (from 0) or prompt, 9"]),
         (("maths", "--data", "sums.jsonl"), ["unknown reward 'maths'; did you mean 'math'?"]),
-        (("math", "--data", "empty.jsonl"), ["the file has no rows"]),
+        (("math", "--data", "empty.jsonl"), ["has no rows left"]),
         (("math", "--data", "broken.jsonl"), ["broken.jsonl:1: not JSON"]),
         (("format", "--data", "questions.jsonl"), ["there is nothing to score; give --completions FILE"]),
         (("./mine.py:tokens_of", "--data", "sums.jsonl"), ["asks for token ids, and there is no tokenizer here"]),
@@ -162,16 +162,16 @@ def test_bad_input_is_said_at_once_and_nothing_is_scored(reward: Reward, tmp_pat
 def test_installed_rewards_are_listed_even_where_one_cannot_be_loaded(
     reward: Reward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = tmp_path / "site" / "brevity-1.0.dist-info"
+    info = tmp_path / "site" / "terseness-1.0.dist-info"
     info.mkdir(parents=True)
-    (tmp_path / "site" / "brevity.py").write_text(
+    (tmp_path / "site" / "terseness.py").write_text(
         'def short(completion: str, *, limit: int) -> float:\n    """1 if short."""\n    return 1.0\n'
     )
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brevity\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[grpo.rewards]\nshort = brevity:short\ngone = brevity:gone\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: terseness\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[grpo.rewards]\nshort = terseness:short\ngone = terseness:gone\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     listed = {row["name"]: row for row in json.loads(reward("list", "--json").stdout)["rewards"]}
-    expected = {"about": "1 if short.", "columns": ["completion"], "settings": {"limit": "(no default)"}, "from": "brevity:short"}
+    expected = {"about": "1 if short.", "columns": ["completion"], "settings": {"limit": "(no default)"}, "from": "terseness:short"}
     assert listed["short"] == {"name": "short", **expected}
     assert "cannot be loaded: AttributeError" in listed["gone"]["about"] and listed["gone"]["settings"] == {}
-    assert "short (brevity:short)\n  1 if short.\n" in reward("list").stdout
+    assert "short (terseness:short)\n  1 if short.\n" in reward("list").stdout

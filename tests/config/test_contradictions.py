@@ -48,7 +48,7 @@ Problems = Callable[..., list[str]]
             "stages.harvest.rewards.0.weight=[[0, 1]]",
             "the weight of reward 'math' changes with the number of updates, and there are none here",
         ),
-        ("evaluation={prompts: sums, accuracy: {use: math, weight: [[0, 1]]}}", "and there are none here; write a number"),
+        ("stages.harvest.rewards=[{use: math, weight: [[0, 1]]}]", "and there are none here; write a number"),
         ("stages.reason.rewards=[{use: math}, {use: math}]", "two rewards are called 'math'; give one another name: ..."),
         (
             "stages.reason.rewards=[{use: math, on_error: stop, max_error_frac: 0.1}]",

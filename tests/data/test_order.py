@@ -139,7 +139,7 @@ def test_weights_go_by_name_whatever_fits_of_each_source() -> None:
 
 def test_a_step_that_is_larger_than_what_it_draws_from_is_said() -> None:
     assert too_few(stage(prompts_per_step=8), 8) is None
-    assert str(too_few(stage(prompts_per_step=8), 7)).startswith("a step has 8 prompts and draws from 7: some come twice in it")
+    assert str(too_few(stage(prompts_per_step=8), 7)).startswith("a step has 8 prompts and draws from 7, so some come twice in it")
     keys = {"phases": [{"from_step": 0, "easiest_frac": 0.25}, {"from_step": 2, "easiest_frac": 1.0}]}
     assert str(too_few(stage(prompts_per_step=8, curriculum=keys), 28)).startswith("a step has 8 prompts and draws from 7")
     assert too_few(stage(prompts_per_step=8, curriculum=keys), 29) is None

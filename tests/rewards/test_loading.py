@@ -56,7 +56,8 @@ NEEDED = {"length": {"max_tokens": 10}, "judge": {"base_url": "http://localhost/
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_reward_loads(name: str) -> None:
     fn = load_reward(name, **NEEDED.get(name, {}))
-    assert fn.name == name and fn.required == (name == "math") and fn.is_batch == (name in ("judge", "reward_model"))
+    assert fn.name == name and fn.required == (name in ("math", "choice", "code", "reasoning_gym"))
+    assert fn.is_batch == (name in ("judge", "reward_model"))
 
 
 def test_a_reward_knows_its_columns_settings_and_options(reward_file: Callable[..., Path]) -> None:
@@ -88,7 +89,7 @@ def test_module_references_and_decorated_functions_stay_plain(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("ref", "settings", "said"),
     [
-        ("maths", {}, "unknown reward 'maths'; did you mean 'math'?; shipped rewards: math, exact, format"),
+        ("maths", {}, "unknown reward 'maths'; did you mean 'math'?; shipped rewards: math, exact, fuzzy"),
         ("math", {"extrct": "boxed"}, "reward 'math' has no setting 'extrct'; did you mean 'extract'?; it has: extract, answer_tag"),
         (
             "math",
