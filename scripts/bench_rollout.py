@@ -160,7 +160,7 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
 
     from grpo.algorithm import GRPO
     from grpo.config import Recipe
-    from grpo.stages.rl import _Loop
+    from grpo.stages.rl import RlLoop
     from grpo.types import Checkpoint
     from rewards import RewardRuntime, RewardSpec
     from rollout.engine import EngineSettings
@@ -187,7 +187,7 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
     trainer = SleepingTrainer(seconds, pool)
     work: Any = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(doing=lambda *_: None, say=lambda *_: None))
     with RewardRuntime([RewardSpec("./size.py:size")], deadline_s=5.0, base=folder) as rewards:
-        loop = _Loop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
+        loop = RlLoop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
         with loop.drawing():
             found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
     pool.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from grpo.algorithm import Algorithm, load_algorithm
-from grpo.algorithm.advantages import batch_normalised
-from grpo.config import RlStage
-from grpo.data.order import prompt_order, source_of, taken, too_few
+from grpo.config import RewardUse, RlStage
+from grpo.data.order import prompt_order, taken, too_few
 from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
@@ -28,14 +24,11 @@ from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.dynamic import Refilled, refill
 from grpo.stages.keeping import Keeper
-from grpo.stages.scoring import score_groups, weights_at
+from grpo.stages.scoring import group_advantages, is_judged, score_groups, weights_at
+from grpo.stages.step_metrics import Clock, group_metrics, mean_of, metrics_by_source, reward_failures, reward_latency, sample_rows
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
-from rewards.extract import answer_text, think_text
-from rewards.repetition import repeated_ngram_share
-from rewards.words import words
-from rollout.faults import fault_point
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
 
@@ -88,8 +81,8 @@ def _train(
         JsonLines(folder / "alarms.jsonl") as alarms_file,
     ):
         keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file, alarms_file])
-        loop = _Loop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
-        watch = watch_over(rewards)
+        loop = RlLoop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
+        watch = watch_over(rewards, stage.rewards)
         saved = keeper.resume("step")
         if saved is None:
             loop.prove_sync()
@@ -132,7 +125,7 @@ def deviations(stage: RlStage, named: Algorithm) -> list[str]:
     return found
 
 
-class _Loop:
+class RlLoop:
     """The parts that a step works with."""
 
     def __init__(
@@ -179,7 +172,7 @@ class _Loop:
 
     def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its updates. Returns the step's metrics and its samples as rows."""
-        stage, clock = self.stage, _Clock()
+        stage, clock = self.stage, Clock()
         with clock("rollout"):
             drawn = self.ahead.result(step)
         chosen = self.prompts_of(step)
@@ -204,12 +197,12 @@ class _Loop:
             is_waited_for = evaluates or not self.work.recipe.rollout.max_staleness
             receipts = posted.receipts.result() if is_waited_for else []
         metrics = {
-            **_group_metrics(self.work, groups, advantages_PG),
-            **_metrics_by_source(groups),
+            **group_metrics(groups, advantages_PG, self.work.recipe.tags),
+            **metrics_by_source(groups),
             **(refilled.metrics() if stage.dynamic_sampling else {}),
-            **_mean_of(updates),
-            **_reward_failures(self.rewards),
-            **_reward_latency(self.rewards),
+            **mean_of(updates),
+            **reward_failures(self.rewards),
+            **reward_latency(self.rewards),
             **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
             "rollout/tokens_per_s": drawn.tokens_per_s,
             "sync/version": self.version,
@@ -221,8 +214,8 @@ class _Loop:
         if evaluates:
             with clock("eval"):
                 metrics |= posted.found.result()
-        unused = _rows(refilled.replaced, np.zeros((len(refilled.replaced), stage.samples_per_prompt)), step)
-        return {**metrics, **clock.metrics()}, [*_rows(groups, advantages_PG, step), *({**row, "replaced": True} for row in unused)]
+        unused = sample_rows(refilled.replaced, np.zeros((len(refilled.replaced), stage.samples_per_prompt)), step)
+        return {**metrics, **clock.metrics()}, [*sample_rows(groups, advantages_PG, step), *({**row, "replaced": True} for row in unused)]
 
     def weights_of(self, step: int) -> dict[str, float]:
         """The rewards' weights in a step: those of the update that it begins with, whatever else has happened in the run."""
@@ -242,7 +235,7 @@ class _Loop:
     def prompts_at(self, position: int, count: int) -> list[Prompt]:
         return [self.prompts[i] for i in taken(self.order, position, count)]
 
-    def refilled(self, groups: list[Group], step: int, clock: _Clock) -> Refilled:
+    def refilled(self, groups: list[Group], step: int, clock: Clock) -> Refilled:
         """The step's groups, those of equal rewards replaced where the stage asks for it."""
         if self.stage.dynamic_sampling is None:
             return Refilled(groups, [], self.position, 0, 0)
@@ -314,7 +307,7 @@ class _Loop:
             batch = batch_of_groups(groups, np.zeros((len(groups), len(groups[0].samples))).tolist())
             divergence_B = self.trainer.sequence_divergence(batch)
             penalty_PG = np.zeros((len(groups), len(groups[0].samples)))
-            penalty_PG[_judged(groups)] = self.algorithm.kl_coef * divergence_B
+            penalty_PG[is_judged(groups)] = self.algorithm.kl_coef * divergence_B
         return group_advantages(self.algorithm, groups, self.weights, penalty_PG)
 
     def masked(self, batch: Batch, groups: Sequence[Group]) -> Batch:
@@ -412,42 +405,6 @@ class _Loop:
         return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
 
 
-def group_advantages(
-    algorithm: Algorithm, groups: Sequence[Group], weights: Mapping[str, float], penalty_PG: np.ndarray | None = None
-) -> np.ndarray:
-    """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold.
-
-    ``weights`` are the rewards' by name; ``penalty_PG`` is taken from the sum of a sample's rewards.
-    """
-    judged_PG = torch.from_numpy(_judged(groups))
-
-    def advantage(values: Sequence[Sequence[float | None]]) -> torch.Tensor:
-        values_PG = torch.tensor([[float("nan") if v is None else v for v in row] for row in values], dtype=torch.float64)
-        return algorithm.advantage(values_PG.nan_to_num(0.0), judged_PG & ~values_PG.isnan())
-
-    if algorithm.per_reward:
-        advantages_PG = sum(
-            (weight * advantage([[s.parts[name] for s in group.samples] for group in groups]) for name, weight in weights.items()),
-            torch.zeros(judged_PG.shape, dtype=torch.float64),
-        )
-        if penalty_PG is not None:
-            advantages_PG = advantages_PG + advantage((-penalty_PG).tolist())
-    else:
-        penalty = np.zeros(judged_PG.shape) if penalty_PG is None else penalty_PG
-        rewards = [
-            [None if s.reward is None else s.reward - taken for s, taken in zip(group.samples, row, strict=True)]
-            for group, row in zip(groups, penalty.tolist(), strict=True)
-        ]
-        advantages_PG = advantage(rewards)
-    if algorithm.batch_normalise:
-        advantages_PG = batch_normalised(advantages_PG, judged_PG)
-    return advantages_PG.numpy()
-
-
-def _judged(groups: Sequence[Group]) -> np.ndarray:
-    return np.array([[sample.reward is not None for sample in group.samples] for group in groups])
-
-
 def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]) -> Batch:
     from grpo.policy.batch import make_batch
 
@@ -460,115 +417,8 @@ def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]
     )
 
 
-def _group_metrics(work: Workplace, groups: Sequence[Group], advantages_PG: np.ndarray) -> dict[str, float]:
-    samples = [sample for group in groups for sample in group.samples]
-    judged = [sample.reward for sample in samples if sample.reward is not None]
-    tags = work.recipe.tags
-    formed = [
-        think_text(s.completion.text, group.prompt.prefill, tags.think) is not None
-        and answer_text(s.completion.text, tags.answer) is not None
-        for group in groups
-        for s in group.samples
-    ]
-    metrics = {
-        "reward/total": float(np.mean(judged)) if judged else float("nan"),
-        "reward/total_std": float(np.std(judged)) if judged else float("nan"),
-        "reward/unjudged": float(len(samples) - len(judged)),
-        "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
-        "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
-        "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
-        "rollout/well_formed_frac": float(np.mean(formed)),
-        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(sample.completion.text), 4) for sample in samples])),
-    }
-    for name in samples[0].parts:
-        known = [value for sample in samples if (value := sample.parts[name]) is not None]
-        metrics[f"reward/{name}"] = float(np.mean(known)) if known else float("nan")
-    return metrics
-
-
-def _metrics_by_source(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean reward and number of groups of each source, where a step has several."""
-    by_source: dict[str, list[Group]] = {}
-    for group in groups:
-        by_source.setdefault(source_of(group.prompt), []).append(group)
-    metrics: dict[str, float] = {}
-    for name, members in by_source.items() if len(by_source) > 1 else ():
-        judged = [sample.reward for group in members for sample in group.samples if sample.reward is not None]
-        metrics[f"by_source/{name}_reward"] = float(np.mean(judged)) if judged else float("nan")
-        metrics[f"by_source/{name}_groups"] = float(len(members))
-    return metrics
-
-
-def _reward_failures(rewards: RewardRuntime) -> dict[str, float]:
-    """How often each reward failed or abstained in this step; only what happened."""
-    counts: Counter[str] = Counter()
-    for name, kinds in rewards.counts.items():
-        for kind, number in kinds.items():
-            if number:
-                counts[f"reward/{name}_{kind}"] = number
-    return {name: float(number) for name, number in counts.items()}
-
-
-def _reward_latency(rewards: RewardRuntime) -> dict[str, float]:
-    """Seconds that a sample took with each reward: the mean, and what 95% stay below."""
-    metrics = {}
-    for name, seconds in rewards.seconds.items():
-        if seconds:
-            metrics |= {f"reward/{name}_s": float(np.mean(seconds)), f"reward/{name}_p95_s": float(np.percentile(seconds, 95))}
-    return metrics
-
-
-def watch_over(rewards: RewardRuntime) -> Watch:
-    """A watch that tells rules from models, and leaves out rewards that weigh nothing."""
-    paid = [name for name, spec in rewards.specs.items() if spec.weight]
+def watch_over(rewards: RewardRuntime, uses: Sequence[RewardUse]) -> Watch:
+    """A watch that tells rules from models, and leaves out rewards that never weigh anything."""
+    paid = [use.part for use in uses if use.weight]
     models = [name for name in paid if rewards.rewards[name].options.by_model]
     return Watch([name for name in paid if name not in models], models, rewards.accuracy)
-
-
-def _rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": step + 1,
-            "prompt_id": group.prompt.id,
-            "prompt": group.prompt.columns["prompt"],
-            "answer": group.prompt.columns.get("answer"),
-            "text": sample.completion.text,
-            "finish": sample.completion.finish,
-            "completion_tokens": sample.completion.num_tokens,
-            "reward": sample.reward,
-            "parts": dict(sample.parts),
-            **({"notes": dict(sample.notes)} if sample.notes else {}),
-            "advantage": float(advantage),
-            "version": sample.completion.version,
-        }
-        for group, advantages_G in zip(groups, advantages_PG, strict=True)
-        for sample, advantage in zip(group.samples, advantages_G, strict=True)
-    ]
-
-
-def _mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for update in updates for name in update)
-    return {name: float(np.nanmean([update[name] for update in updates if name in update])) for name in names}
-
-
-class _Clock:
-    """Where the time of a step goes: ``with clock("update"): ...``, then time/update_s."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.monotonic()
-        self._name = ""
-
-    def __call__(self, name: str) -> _Clock:
-        fault_point(name)
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._entered
-
-    def metrics(self) -> dict[str, float]:
-        return {**{f"time/{name}_s": seconds for name, seconds in self.seconds.items()}, "time/step_s": time.monotonic() - self._began}

@@ -20,7 +20,7 @@ from grpo.algorithm import GRPO, TABLE
 from grpo.policy.attention import ordinary_attention
 from grpo.policy.batch import batch_of_groups
 from grpo.policy.trainer import PolicyTrainer
-from grpo.stages.rl import group_advantages
+from grpo.stages.scoring import group_advantages
 from grpo.types import Group, Sample
 from rollout.types import Completion, Prompt
 
@@ -77,7 +77,7 @@ def test_the_table_corrects_for_the_engine_by_token_up_to_2() -> None:
 
 
 def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> None:
-    from grpo.stages.rl import _Loop
+    from grpo.stages.rl import RlLoop
 
     trainer = make_trainer(row, temperature=TEMPERATURE, learning_rate=1.0, max_grad_norm=1e9)
     reference, old, now = (moved(trainer.model, seed) for seed in (None, 1, 2))
@@ -99,7 +99,7 @@ def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> 
     advantages = group_advantages(row, groups, WEIGHTS, penalty)
     batch = batch_of_groups(groups, advantages.tolist())
     masking = type("Stub", (), {"algorithm": row})()
-    batch = _Loop.masked(masking, batch, groups).with_weights(row.aggregate, MAX_TOKENS)
+    batch = RlLoop.masked(masking, batch, groups).with_weights(row.aggregate, MAX_TOKENS)
     old_BT = np.full(batch.tokens.shape, np.nan)
     for b, (i, j) in enumerate(JUDGED):
         old_BT[b, len(PROMPTS[i]) : len(PROMPTS[i]) + len(COMPLETIONS[i][j])] = by_model["old"][i, j]

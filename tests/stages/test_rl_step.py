@@ -13,7 +13,7 @@ import pytest
 from grpo.algorithm import load_algorithm
 from grpo.config import Recipe
 from grpo.run.progress import Progress
-from grpo.stages.rl import _Loop
+from grpo.stages.rl import RlLoop
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint
 from rewards import RewardRuntime, RewardSpec
@@ -65,7 +65,7 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name} {i}"}) + "\n" for i in range(16)))
     runtime = RewardRuntime([RewardSpec("./letters.py:letters", None, 1.0, {}, None)], deadline_s=20, base=tmp_path)
 
-    def make(**keys: Any) -> _Loop:
+    def make(**keys: Any) -> RlLoop:
         stage = {"name": "s", "kind": "rl", "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "prompts": ["dull", "lively"]}
         recipe = Recipe.model_validate(
             {
@@ -78,7 +78,7 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
         )
         work = Workplace(recipe, tmp_path, tmp_path / "run", {}, Heard())
         prompts = work.prompts(recipe.stages[0].prompts, work.tokenizer(tiny_qwen2), 64, is_endless=True).prompts
-        made = _Loop(
+        made = RlLoop(
             recipe.stages[0],
             work,
             tmp_path,

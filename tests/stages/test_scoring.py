@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,9 @@ from grpo.algorithm.advantages import group_centre
 from grpo.config import RewardUse, Tags
 from grpo.run.records import JsonLines
 from grpo.run.watch import Watch
-from grpo.stages.rl import _group_metrics, _reward_failures, _reward_latency, group_advantages, watch_over
-from grpo.stages.scoring import score_groups, score_inputs, weights_at
+from grpo.stages.rl import watch_over
+from grpo.stages.scoring import group_advantages, score_groups, score_inputs, weights_at
+from grpo.stages.step_metrics import group_metrics, reward_failures, reward_latency
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
@@ -116,9 +116,14 @@ def test_the_watch_tells_rules_from_models_and_leaves_out_what_weighs_nothing(tm
     (tmp_path / "judges.py").write_text(
         "from rewards import reward\n\n@reward(by_model=True)\ndef judge(completion):\n    return 1.0\n\ndef free(completion):\n    return 1.0\n"
     )
-    specs = [RewardSpec("./judges.py:judge"), RewardSpec("format"), RewardSpec("math"), RewardSpec("./judges.py:free", weight=0.0)]
-    with RewardRuntime(specs, base=tmp_path) as rewards:
-        watch = watch_over(rewards)
+    uses = [
+        RewardUse(use="./judges.py:judge", weight=[[100, 1.0]]),  # from the hundredth update on
+        RewardUse(use="format"),
+        RewardUse(use="math"),
+        RewardUse(use="./judges.py:free", weight=0.0),
+    ]
+    with RewardRuntime([RewardSpec(use.use, weight=use.weight_at(0)) for use in uses], base=tmp_path) as rewards:
+        watch = watch_over(rewards, uses)
     assert (watch.rules, watch.models, watch.accuracy) == (["format", "math"], ["judge"], "math")
 
 
@@ -128,15 +133,14 @@ def test_a_step_logs_latency_failures_and_repetition(base: Path) -> None:
     specs = [RewardSpec("./mine.py:near", required=True), RewardSpec("format")]
     with RewardRuntime(specs, base=base) as runtime:
         groups = score_groups(runtime, PROMPTS, drawn)
-        failures, latency = _reward_failures(runtime), _reward_latency(runtime)
-        assert _reward_latency(runtime) == {}
+        failures, latency = reward_failures(runtime), reward_latency(runtime)
+        assert reward_latency(runtime) == {}
     assert failures == {"reward/near_abstained": 1.0}
     assert latency.keys() == {"reward/near_s", "reward/near_p95_s", "reward/format_s", "reward/format_p95_s"}
     assert 0 < latency["reward/near_s"] <= latency["reward/near_p95_s"] < 1
     looping = replace(groups[0].samples[0], completion=completion("a b c d a b c d"))
     groups[0] = replace(groups[0], samples=(looping, *groups[0].samples[1:]))
-    work = SimpleNamespace(recipe=SimpleNamespace(tags=Tags()))
-    metrics = _group_metrics(work, groups, np.zeros((2, 3)))  # type: ignore[arg-type]
+    metrics = group_metrics(groups, np.zeros((2, 3)), Tags())
     assert metrics["rollout/repeated_4gram_frac"] == pytest.approx(1 / 30)
 
 

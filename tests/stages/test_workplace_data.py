@@ -13,7 +13,7 @@ from grpo.config import Keep, Recipe
 from grpo.errors import DataError
 from grpo.run.progress import Progress
 from grpo.stages.reject import pass_rate
-from grpo.stages.rl import _metrics_by_source
+from grpo.stages.step_metrics import metrics_by_source
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint, Dataset, Group, Sample
 from rollout.types import Completion, Prompt
@@ -139,13 +139,13 @@ def sampled(prompt_id: str, *rewards: float | None) -> Group:
 
 def test_rewards_are_told_by_source_where_there_are_several() -> None:
     groups = [sampled("a/0", 1.0, 0.0), sampled("b/0", 1.0, None), sampled("a/7", 1.0, 1.0)]
-    assert _metrics_by_source(groups) == {
+    assert metrics_by_source(groups) == {
         "by_source/a_reward": 0.75,
         "by_source/a_groups": 2.0,
         "by_source/b_reward": 1.0,
         "by_source/b_groups": 1.0,
     }
-    assert _metrics_by_source(groups[::2]) == {}
+    assert metrics_by_source(groups[::2]) == {}
 
 
 def test_a_kept_prompts_pass_rate_is_of_its_judged_samples() -> None:

@@ -1,0 +1,122 @@
+"""What does a step say of itself? Its groups, its rewards and its time as metrics, and its samples as rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo.config import Tags
+from grpo.data.order import source_of
+from grpo.types import Group
+from rewards import RewardRuntime
+from rewards.extract import answer_text, think_text
+from rewards.repetition import repeated_ngram_share
+from rewards.words import words
+from rollout.faults import fault_point
+
+
+def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags) -> dict[str, float]:
+    """Of rewards, lengths and form, over all samples; parts over those that they judged."""
+    samples = [sample for group in groups for sample in group.samples]
+    judged = [sample.reward for sample in samples if sample.reward is not None]
+    formed = [
+        think_text(s.completion.text, group.prompt.prefill, tags.think) is not None
+        and answer_text(s.completion.text, tags.answer) is not None
+        for group in groups
+        for s in group.samples
+    ]
+    metrics = {
+        "reward/total": float(np.mean(judged)) if judged else float("nan"),
+        "reward/total_std": float(np.std(judged)) if judged else float("nan"),
+        "reward/unjudged": float(len(samples) - len(judged)),
+        "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
+        "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
+        "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
+        "rollout/well_formed_frac": float(np.mean(formed)),
+        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(sample.completion.text), 4) for sample in samples])),
+    }
+    for name in samples[0].parts:
+        known = [value for sample in samples if (value := sample.parts[name]) is not None]
+        metrics[f"reward/{name}"] = float(np.mean(known)) if known else float("nan")
+    return metrics
+
+
+def metrics_by_source(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean reward and number of groups of each source, where a step has several."""
+    by_source: dict[str, list[Group]] = {}
+    for group in groups:
+        by_source.setdefault(source_of(group.prompt), []).append(group)
+    metrics: dict[str, float] = {}
+    for name, members in by_source.items() if len(by_source) > 1 else ():
+        judged = [sample.reward for group in members for sample in group.samples if sample.reward is not None]
+        metrics[f"by_source/{name}_reward"] = float(np.mean(judged)) if judged else float("nan")
+        metrics[f"by_source/{name}_groups"] = float(len(members))
+    return metrics
+
+
+def reward_failures(rewards: RewardRuntime) -> dict[str, float]:
+    """How often each reward failed or abstained in this step; only what happened."""
+    return {f"reward/{name}_{kind}": float(number) for name, kinds in rewards.counts.items() for kind, number in kinds.items() if number}
+
+
+def reward_latency(rewards: RewardRuntime) -> dict[str, float]:
+    """Seconds that a sample took with each reward: the mean, and what 95% stay below."""
+    metrics = {}
+    for name, seconds in rewards.seconds.items():
+        if seconds:
+            metrics |= {f"reward/{name}_s": float(np.mean(seconds)), f"reward/{name}_p95_s": float(np.percentile(seconds, 95))}
+    return metrics
+
+
+def sample_rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -> list[dict[str, Any]]:
+    """One a sample, for samples.jsonl."""
+    return [
+        {
+            "step": step + 1,
+            "prompt_id": group.prompt.id,
+            "prompt": group.prompt.columns["prompt"],
+            "answer": group.prompt.columns.get("answer"),
+            "text": sample.completion.text,
+            "finish": sample.completion.finish,
+            "completion_tokens": sample.completion.num_tokens,
+            "reward": sample.reward,
+            "parts": dict(sample.parts),
+            **({"notes": dict(sample.notes)} if sample.notes else {}),
+            "advantage": float(advantage),
+            "version": sample.completion.version,
+        }
+        for group, advantages_G in zip(groups, advantages_PG, strict=True)
+        for sample, advantage in zip(group.samples, advantages_G, strict=True)
+    ]
+
+
+def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of a step's updates, metric by metric, over those that have it."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {name: float(np.nanmean([update[name] for update in updates if name in update])) for name in names}
+
+
+class Clock:
+    """Where the time of a step goes: ``with clock("update"): ...``, then time/update_s."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._name = ""
+
+    def __call__(self, name: str) -> Clock:
+        fault_point(name)
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._entered
+
+    def metrics(self) -> dict[str, float]:
+        return {**{f"time/{name}_s": seconds for name, seconds in self.seconds.items()}, "time/step_s": time.monotonic() - self._began}
