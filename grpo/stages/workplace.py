@@ -305,10 +305,10 @@ def _json_of(file: Path) -> dict[str, Any]:
 
 def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
     """The settings of a reward, with the recipe's tag names for those it has a setting for and the recipe does not set."""
-    from rewards import load_reward
+    from rewards.load import build_reward
 
     names = {"think_tag": recipe.tags.think, "answer_tag": recipe.tags.answer}
-    known = load_reward(use.use, base=base).settings
+    known = build_reward(use.use, use.settings, base).settings
     return {**{key: value for key, value in names.items() if key in known}, **use.settings}
 
 
