@@ -150,7 +150,7 @@ def test_weights_may_change_while_samples_are_drawn(sampler: RolloutEngine, tiny
     }
     changed = [request for request in asked if len(drawn[request.id].versions) == 2]
     assert changed
-    right, stale = [], []
+    gaps: dict[str, list[float]] = {"before": [], "after": [], "by the old weights": []}
     for request in changed:
         completion = drawn[request.id]
         (start, before), (swap, after) = completion.versions
@@ -159,11 +159,12 @@ def test_weights_may_change_while_samples_are_drawn(sampler: RolloutEngine, tiny
             version: scaled_logprobs(model, request.tokens, completion.tokens, 0.7)[range(completion.num_tokens), completion.tokens]
             for version, model in models.items()
         }
-        expected = torch.cat([by_version[3][:swap], by_version[4][swap:]])
-        right += (expected - torch.tensor(completion.logprobs)).abs().tolist()
-        stale += (by_version[3] - torch.tensor(completion.logprobs))[swap:].abs().tolist()
-    assert sum(right) / len(right) < 0.05 and max(right) < 0.5
-    assert sum(stale) / len(stale) > 0.5
+        off = {version: (expected - torch.tensor(completion.logprobs)).abs() for version, expected in by_version.items()}
+        gaps["before"] += off[3][:swap].tolist()
+        gaps["after"] += off[4][swap:].tolist()
+        gaps["by the old weights"] += off[3][swap:].tolist()
+    before, after, by_old = (sum(found) / len(found) for found in gaps.values())
+    assert max(before, after) < 0.15 < 1 < by_old  # bfloat16 of so sharp a model is off by 0.05
     sampler.load_model(tiny_qwen2, version=3)
 
 
