@@ -62,10 +62,10 @@ class StageMemory:
 
 def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture], site: Site, base: Path) -> StageMemory | None:
     """None where the shapes of a model that the stage needs are not known."""
-    drawn = models_drawn_from(stage, recipe, known)
+    drawn = models_drawn_from(stage, recipe, known) if recipe.rollout.engine != "scripted" else []
     if any(model.config is None for model in (*drawn, known[stage.name])):
         return None
-    largest = max((model.parameters for model in drawn), default=0)
+    largest = max(model.parameters for model in (*drawn, known[stage.name]))  # engines of earlier stages stay where they are
     holdings = [_engine(recipe, drawn, site)] if drawn else []
     problems = [problem for holding in holdings for problem in _engine_problems(stage, holding, recipe, drawn)]
     trained, tokens = 0, None

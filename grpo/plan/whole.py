@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,15 @@ def _prompts(recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> l
 
 def _tokenizer(model: Architecture) -> Any:
     """None where it is not on this machine."""
-    if model.folder is None or not any((model.folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    return _loaded_tokenizer(model.folder) if model.folder and any((model.folder / file).is_file() for file in files) else None
+
+
+@cache
+def _loaded_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model.folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _known_rows(plan: Outline) -> dict[str, int]:

@@ -138,6 +138,13 @@ def test_a_context_longer_than_the_model_has_is_refused(recipe: Path) -> None:
     assert any("8,704 tokens, and Qwen/Qwen2.5-Math-1.5B has 4,096 positions" in problem for problem in memory(recipe, *changes).problems)
 
 
+def test_a_scripted_engine_holds_no_model(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("def answer(request, version):\n    return [1]\n")
+    found = memory(recipe, "rollout={engine: scripted, script: ./script.py:answer}", "hardware={gpus: 0, memory_gib: 60}")
+    (rank,) = found.holdings
+    assert (rank.who, rank.where) == ("trainer rank", "machine") and rank.available == int((60 - 2.5 - 1) * GIB)
+
+
 def test_a_full_disk_is_foreseen(recipe: Path) -> None:
     _, needed = planned(recipe, "hardware.disk_gib=1")
     assert [problem for problem in needed.problems if "they take 2.9 GiB" in problem and "1.0 are free" in problem]
