@@ -12,8 +12,8 @@ from grpo.run.words import visible
 
 STRICT, LENIENT = 0, 1  # colours, the same in every chart
 NOT_PARTS = ("reward/total", "reward/total_std", "reward/unjudged", "reward/equal_groups_frac")
-FAILURES = ("_error", "_timeout", "_undecidable", "_abstained")
-CLOCKS = ("rollout", "reward", "update", "sync", "eval")
+ABOUT_A_PART = ("_error", "_timeout", "_undecidable", "_abstained", "_weight", "_s")  # failures, schedules, latencies
+CLOCKS = ("rollout", "checkpoint", "reward", "update", "sync", "eval")
 MAX_PARTS = 5
 KINDS = (("Strict: right and well-formed", "accuracy", STRICT), ("Lenient: right, whatever the form", "lenient", LENIENT))
 
@@ -39,12 +39,13 @@ def stage_charts(stage: StageContents) -> list[Chart]:
 
 
 def reward_parts(stage: StageContents) -> list[str]:
-    """Names of the rewards: those the samples carry, or without samples whatever in reward/ is not a statistic or a count of failures."""
-    for asked in (asked for moment in stage.samples.moments for asked in moment):
-        if asked.shown and isinstance(parts := asked.shown[0].row.get("parts"), dict):
-            return [str(name) for name in parts]
+    """Names of the rewards: those that any sample carries, or without samples whatever in reward/ is no statistic."""
+    rows = [shown.row for moment in stage.samples.moments for asked in moment for shown in asked.shown]
+    carried = dict.fromkeys(str(name) for row in rows if isinstance(parts := row.get("parts"), dict) for name in parts)
+    if carried:
+        return list(carried)
     names = dict.fromkeys(name for row in stage.steps for name in row if name.startswith("reward/"))
-    return [name.removeprefix("reward/") for name in names if name not in NOT_PARTS and not name.endswith(FAILURES)]
+    return [name.removeprefix("reward/") for name in names if name not in NOT_PARTS and not name.endswith(ABOUT_A_PART)]
 
 
 def curve(stage: StageContents, metric: str, name: str, colour: int = 0, has_band: bool = True) -> Series:
