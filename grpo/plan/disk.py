@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from grpo.config import DistillStage, Evaluation, Recipe, RejectStage, RlStage
+from grpo.config import DistillStage, Evaluation, Optimiser, Recipe, RejectStage, RlStage
 from grpo.plan.architecture import Architecture
 from grpo.plan.stages import AnyStage
 
+CHECKPOINT_BYTES = 12  # of a trained parameter: itself and two moments, in float32
 BYTES_PER_TOKEN = 4.5  # of text in a sample's row
 BYTES_PER_ROW = 600  # its names and numbers
 
 
 @dataclass(frozen=True)
 class Written:
-    """Bytes, by what they are of."""
+    """Bytes, by what they are of. ``is_passing``: they are gone when the stage is done."""
 
     what: str
     size: int
     is_bound: bool = False
+    is_passing: bool = False
 
 
-def written_by(stage: AnyStage, recipe: Recipe, model: Architecture) -> Iterator[Written]:
-    if stage.kind in ("sft", "rl", "distill") and model.config is not None:
+def written_by(stage: AnyStage, recipe: Recipe, model: Architecture, trained: int | None) -> Iterator[Written]:
+    """``trained``: how many of the model's parameters are, where that is known."""
+    if isinstance(stage, Optimiser) and model.config is not None:
         yield Written("model", 2 * model.parameters)
+        if trained is not None:
+            at_once = stage.keep_checkpoints + 2  # those that stay, the best of all, and the one that is being written
+            yield Written("checkpoints", at_once * CHECKPOINT_BYTES * trained, is_passing=True)
     if isinstance(stage, RlStage):
         samples = stage.steps * stage.prompts_per_step * stage.samples_per_prompt
         yield Written("samples", _samples(samples, stage.max_prompt_tokens + stage.max_completion_tokens), is_bound=True)

@@ -142,7 +142,11 @@ def _remark(plan: Outline, memory: StageMemory) -> str:
 def _disk_rows(needed: Needs) -> Iterator[list[str]]:
     for name, items in needed.disk.items():
         for item in items:
-            yield [name, f"{'at most ' if item.is_bound else ''}{_size(item.size)}", item.what]
+            yield [
+                name,
+                f"{'at most ' if item.is_bound else ''}{_size(item.size)}",
+                item.what + " (until the stage is done)" * item.is_passing,
+            ]
 
 
 def _made_of(holding: Holding) -> str:

@@ -81,7 +81,12 @@ def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False) ->
     found = {p.stage.name: memory_of(p.stage, recipe, known, plan.site, plan.loaded.base) for p in plan.stages}
     memory = {name: of_stage for name, of_stage in found.items() if of_stage is not None}
     unknown = [f"memory and time of stage {name!r}: {known[name].ref}: {known[name].known_from}" for name in found if name not in memory]
-    disk = {p.stage.name: tuple(written_by(p.stage, recipe, known[p.stage.name])) for p in plan.stages}
+    disk = {
+        p.stage.name: tuple(
+            written_by(p.stage, recipe, known[p.stage.name], memory[p.stage.name].trained if p.stage.name in memory else None)
+        )
+        for p in plan.stages
+    }
     rates = _measured(plan, memory, lengths) if measure else stated_rates(recipe.hardware)
     seconds: dict[str, Seconds] = {}
     if rates is None:
@@ -174,12 +179,14 @@ def _measured(plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths
 
 
 def _disk_problems(plan: Outline, disk: Mapping[str, tuple[Written, ...]]) -> list[str]:
-    """Models alone: they are certain, and samples a bound."""
+    """Models, and the checkpoints of whichever stage has the largest: they are certain, and samples a bound."""
     to_make = [planned.stage.name for planned in plan.stages if not planned.is_done]
-    needed = sum(item.size for name in to_make for item in disk[name] if not item.is_bound)
+    certain = [item for name in to_make for item in disk[name] if not item.is_bound]
+    passing = max((item.size for item in certain if item.is_passing), default=0)
+    needed = sum(item.size for item in certain if not item.is_passing) + passing
     if needed <= plan.site.disk_bytes:
         return []
     return [
-        f"the run's models do not fit the disk: they take {needed / 2**30:.1f} GiB in {plan.out}, and {plan.site.disk_bytes / 2**30:.1f} are "
+        f"the run's models and checkpoints do not fit the disk: they take {needed / 2**30:.1f} GiB in {plan.out}, and {plan.site.disk_bytes / 2**30:.1f} are "
         "free. (1) choose another --out (2) make room (3) take away stages, or take a smaller model"
     ]
