@@ -187,6 +187,6 @@ def _disk_problems(plan: Outline, disk: Mapping[str, tuple[Written, ...]]) -> li
     if needed <= plan.site.disk_bytes:
         return []
     return [
-        f"the run's models and checkpoints do not fit the disk: they take {needed / 2**30:.1f} GiB in {plan.out}, and {plan.site.disk_bytes / 2**30:.1f} are "
-        "free. (1) choose another --out (2) make room (3) take away stages, or take a smaller model"
+        f"the run's models and checkpoints do not fit the disk: they take {needed / 2**30:.1f} GiB in {plan.out}, and "
+        f"{plan.site.disk_bytes / 2**30:.1f} are free. (1) choose another --out (2) make room (3) take away stages, or take a smaller model"
     ]
