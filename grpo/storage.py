@@ -1,4 +1,4 @@
-"""Is there room on the disk, and what is said where there is none?"""
+"""Is there room on the disk, what is said where there is none, and are these the bytes that were written?"""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def storage_error(folder: Path, error: OSError) -> StorageError:
         f"the checkpoint {folder.stem} could not be written to {folder.parent}: {error.strerror or error} ({free:,} bytes "
         "are free); make room and run again: earlier checkpoints are untouched and the run resumes"
     )
+
+
+def file_digest(file: Path) -> str:
+    """xxh3-128 of its bytes."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while block := opened.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()

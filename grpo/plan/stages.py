@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, source_names
@@ -13,6 +12,7 @@ from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
 from grpo.run.folder import RunFolder
+from grpo.storage import file_digest
 
 AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
 SHARED = ("seed", "model", "template", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
@@ -140,17 +140,7 @@ def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:
     paths = {name: loaded.base / name for name in names}
     for folder in [name for name, path in paths.items() if path.is_dir()]:
         paths |= {file.relative_to(loaded.base / folder).as_posix(): file for file in data_files(loaded.base / folder)}
-    return {name: _hash_of_file(path) for name, path in paths.items() if path.is_file()}
-
-
-def _hash_of_file(path: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.run.records import without_nan
-from grpo.storage import storage_error
+from grpo.storage import file_digest, storage_error
 from rollout.faults import fault_point
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -125,7 +125,7 @@ def problem_of(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != record["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes and was written with {record['bytes']}"
-            if _digest(file) != record["xxh3_128"]:
+            if file_digest(file) != record["xxh3_128"]:
                 return f"{name} holds other bytes than were written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
@@ -142,17 +142,7 @@ def _write(file: Path, value: Any) -> None:
 def _synced_record(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-    return {"bytes": file.stat().st_size, "xxh3_128": _digest(file)}
-
-
-def _digest(file: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as opened:
-        while block := opened.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"bytes": file.stat().st_size, "xxh3_128": file_digest(file)}
 
 
 def _sync_folder(folder: Path) -> None:
