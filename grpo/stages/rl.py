@@ -194,8 +194,8 @@ class RlLoop:
         self.version += 1
         with clock("sync"):
             posted = self.ahead.post(self.export, self.version, self.evaluate if evaluates else None)
-            is_waited_for = evaluates or not self.work.recipe.rollout.max_staleness
-            receipts = posted.receipts.result() if is_waited_for else []
+            if evaluates or not self.work.recipe.rollout.max_staleness:
+                posted.receipts.result()
         metrics = {
             **group_metrics(groups, advantages_PG, self.work.recipe.tags),
             **metrics_by_source(groups),
@@ -206,7 +206,6 @@ class RlLoop:
             **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
             "rollout/tokens_per_s": drawn.tokens_per_s,
             "sync/version": self.version,
-            **({"sync/tensors": receipts[0].num_tensors} if receipts else {}),
             "rollout/staleness": staleness,
             "rollout/changed_in_flight_frac": drawn.changed_in_flight_frac,
             "rollout/workers_lost": self.pool.num_lost,
