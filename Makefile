@@ -8,7 +8,7 @@ PYTEST = $(VENV)/bin/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults lint bench lock wheel clean
+.PHONY: help setup demo test test-slow test-faults lint docs bench lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-faults: setup ## kills, full disks, truncated files
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
+
+docs: setup ## the documentation as a site, build/docs/index.html; needs no network, and a warning is an error
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 bench: setup ## the benchmarks, each printing one JSON object as its last line
 	@shopt -s nullglob; for script in scripts/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" --json $(ARGS) || exit 1; done

@@ -1,0 +1,74 @@
+"""How do the pages of docs/ become a site? `make docs` builds it, without a network; the same files read well where they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from grpo import __version__  # noqa: E402
+
+project = "grpo-toolkit"
+author = "the authors of grpo-toolkit"
+copyright = "the authors of grpo-toolkit, Apache-2.0"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+default_role = "code"
+
+html_theme = "furo"
+html_title = f"grpo-toolkit {version}"
+html_show_sphinx = False
+html_copy_source = False
+
+PAGE_OF = {
+    "README.md": "promises.md",
+    "recipes/README.md": "recipes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+
+
+def linked_from_docs(text: str, folder: Path) -> str:
+    """The text of a file of ``folder`` with links as a page of docs/ has them: pages to pages, files to download, folders by name only."""
+
+    def there(match: re.Match[str]) -> str:
+        words, target, anchor = match[1], match[2], match[3] or ""
+        path = Path(os.path.normpath(folder / target))
+        if "://" in target or not path.exists():
+            return match[0]
+        if path.is_dir():
+            return f"`{path.relative_to(ROOT)}/`"
+        page = PAGE_OF.get(path.relative_to(ROOT).as_posix()) or os.path.relpath(path, ROOT / "docs")
+        return f"[{words}]({page}{anchor})"
+
+    return LINK.sub(there, text)
+
+
+def _page(app, docname: str, source: list[str]) -> None:
+    source[0] = linked_from_docs(source[0], ROOT / "docs")
+
+
+def _included(app, path: Path, docname: str, content: list[str]) -> None:
+    content[0] = linked_from_docs(content[0], (ROOT / "docs" / path).resolve().parent)
+
+
+def _docstring(app, what: str, name: str, thing, options, lines: list[str]) -> None:
+    """Ours are plain text with columns: the first line is a sentence, the rest stands as it was written."""
+    if rest := "\n".join(lines[1:]).strip("\n"):
+        lines[1:] = ["", "::", "", *("    " + line for line in rest.split("\n")), ""]
+
+
+def setup(app) -> None:
+    app.connect("source-read", _page)
+    app.connect("include-read", _included)
+    app.connect("autodoc-process-docstring", _docstring)
