@@ -21,10 +21,15 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+smartquotes = False
 autodoc_member_order = "bysource"
 default_role = "code"
+highlight_language = "none"
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 html_title = f"grpo-toolkit {version}"
 html_show_sphinx = False
 html_copy_source = False
@@ -35,6 +40,7 @@ PAGE_OF = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+COLUMNS = re.compile(r"(\S+(?: \S+)?) {2,}(\S.*)")
 LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -63,9 +69,26 @@ def _included(app, path: Path, docname: str, content: list[str]) -> None:
 
 
 def _docstring(app, what: str, name: str, thing, options, lines: list[str]) -> None:
-    """Ours are plain text with columns: the first line is a sentence, the rest stands as it was written."""
-    if rest := "\n".join(lines[1:]).strip("\n"):
-        lines[1:] = ["", "::", "", *("    " + line for line in rest.split("\n")), ""]
+    lines[:] = as_restructured_text(lines)
+
+
+def as_restructured_text(docstring: list[str]) -> list[str]:
+    """Our docstrings are plain text. A line of two columns becomes a definition, with the indented lines that carry it on; the rest is prose."""
+    written: list[str] = []
+    for line in docstring:
+        if columns := COLUMNS.fullmatch(line):
+            written += ["", f"``{columns[1]}``", f"    {escaped(columns[2])}"]
+        elif line.startswith(" ") and written and written[-1].startswith(" "):
+            written.append("    " + escaped(line.strip()))
+        else:
+            written += [""] * (bool(written) and written[-1].startswith(" ")) + [escaped(line)]
+    return [*written, ""]
+
+
+def escaped(text: str) -> str:
+    """Characters that mean something in reStructuredText stand for themselves, but for what is quoted as code."""
+    pieces = re.split(r"(``.*?``)", text)
+    return "".join(piece if piece.startswith("``") else re.sub(r"([*|_\\])", r"\\\1", piece) for piece in pieces)
 
 
 def setup(app) -> None:
