@@ -55,7 +55,7 @@ def _explains_errors(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapped(**arguments: Any) -> None:
         from grpo.errors import CheckpointError, DataError, EngineError, RecipeError, RewardError, ToolkitError
-        from grpo.problems import render_problems
+        from grpo.problems import printable_lines, render_problems
 
         try:
             command(**arguments)
@@ -63,10 +63,10 @@ def _explains_errors(command: Callable[..., None]) -> Callable[..., None]:
             print(render_problems(error.problems, arguments.get("recipe")), file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
         except (CheckpointError, DataError) as error:
-            print(f"grpo: {error}", file=sys.stderr)
+            print(printable_lines(f"grpo: {error}"), file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
         except (ToolkitError, EngineError, RewardError) as error:
-            print(f"grpo: {type(error).__name__}: {error}", file=sys.stderr)
+            print(printable_lines(f"grpo: {type(error).__name__}: {error}"), file=sys.stderr)
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt as error:
             print("grpo: interrupted; the same command goes on where it was", file=sys.stderr)
@@ -250,6 +250,7 @@ def reward_test(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score right answers, wrong ones and completions as training would. Example: grpo reward test math --data sums.jsonl"""
+    from grpo.problems import printable_lines
     from grpo.try_reward import table_of, totals_of, try_reward
 
     tried = try_reward(ref, data, completions, settings or [], column or [], answer, canary, rows, deadline, is_strict=not any_scale)
@@ -259,7 +260,7 @@ def reward_test(
         table = table_of(tried)
         left_out = f" ({len(table)} of {len(tried.attempts)} shown; --json has all)" if len(table) < len(tried.attempts) else ""
         _print_table(f"{ref} on {data}{left_out}", ["row", "what", "scored", "score", "note", "ms"], table)
-        print("\n".join([*totals_of(tried), *([tried.first_error] if tried.first_error else []), *tried.problems]))
+        print(printable_lines("\n".join([*totals_of(tried), *([tried.first_error] if tried.first_error else []), *tried.problems])))
     if tried.problems:
         raise typer.Exit(FAILED)
 
@@ -338,11 +339,13 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from grpo.problems import printable_lines
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable_lines(cell)) for cell in row))
     Console().print(table)
 
 

@@ -120,7 +120,7 @@ def _merge(adapter: Path, target: Path) -> None:
 
     base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
         PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), "")

@@ -117,5 +117,10 @@ def render_problems(problems: Sequence[str], ref: str | None = None) -> str:
     return "\n".join([_printable(header), *(f"  {_printable(problem)}" for problem in problems)])
 
 
+def printable_lines(text: str) -> str:
+    """``text`` with nothing in it that a terminal would obey: what is not printable is shown as Python writes it, but for line ends."""
+    return "\n".join(map(_printable, text.split("\n")))
+
+
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

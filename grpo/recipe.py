@@ -14,7 +14,7 @@ import yaml
 
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
 from grpo.data.preview import previews
-from grpo.errors import RecipeError
+from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan
@@ -93,7 +93,8 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
                 write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
         except BaseException as error:
-            _write_summary(loaded, run, plan, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            with contextlib.suppress(StorageError):  # a full disk may be why
+                _write_summary(loaded, run, plan, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         finally:
             work.close()
@@ -175,16 +176,24 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     ref = model if isinstance(model, str) else model.path
     for candidate in (work.base / ref, Path(ref).expanduser()):
         if candidate.is_dir():
-            return Checkpoint(candidate.resolve())
+            return _without_pickles(ref, candidate.resolve())
     from huggingface_hub import snapshot_download
 
     try:
-        return Checkpoint(Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])))
+        folder = Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
     except (OSError, ValueError) as error:  # its own errors are of these families, and so are those of the network below
         raise RecipeError(
             f"model {ref!r} is no folder here and could not be had from the hub: {one_line(error)}; "
             "write the path of a folder, or check its name, the network and HF_TOKEN"
         ) from error
+    return _without_pickles(ref, folder)
+
+
+def _without_pickles(ref: str, folder: Path) -> Checkpoint:
+    """Raises RecipeError where no weights are there but such as could run code on being read."""
+    if not any(folder.glob("*.safetensors")):
+        raise RecipeError(f"model {ref!r} holds no *.safetensors; weights in a pickle are not loaded: save it anew with save_pretrained")
+    return Checkpoint(folder)
 
 
 def _made(made: MadeModel, name: str, work: Any) -> Path:

@@ -13,9 +13,17 @@ def check_room(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise StorageError(
-            f"no room for a checkpoint: {folder.parent} has {free:,} bytes free and {num_bytes:,} are needed; make room and run again: earlier "
+            f"no room for {folder.name}: {folder.parent} has {free:,} bytes free and {num_bytes:,} are needed; make room and run again: earlier "
             "checkpoints are untouched and the run resumes"
         )
+
+
+def log_error(file: Path, error: OSError) -> StorageError:
+    free = shutil.disk_usage(file.parent).free
+    return StorageError(
+        f"{file} could not be written: {error.strerror or error} ({free:,} bytes are free); make room and run again: checkpoints are untouched "
+        "and the run resumes"
+    )
 
 
 def storage_error(folder: Path, error: OSError) -> StorageError:

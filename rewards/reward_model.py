@@ -53,7 +53,7 @@ def load(model: str, device: str, dtype: Dtype, label: int | None) -> tuple[Any,
     """The model, without gradients, and its tokenizer. A head that the folder does not hold would be random: RewardError."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    network, report = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    network, report = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype, output_loading_info=True, use_safetensors=True)
     if report["missing_keys"]:
         raise RewardError(f"model {model} is no reward model: it holds no {', '.join(sorted(report['missing_keys'])[:3])}")
     if problem := _wrong_label(model, network.config.num_labels, label):

@@ -1,9 +1,11 @@
-"""Faults on purpose: tests name one in GRPO_FAULT. A weight update is corrupted, a gradient spoilt, or a process killed at a named point.
+"""Faults on purpose: tests name one in GRPO_FAULT. A weight update is corrupted, a gradient spoilt, too much memory asked for, or a process
+killed at a named point.
 
 GRPO_FAULT=drop                      one of FAULTS
 GRPO_FAULT=kill:generating:2@1       kill -9 of worker 1 at the second time that it reaches the point "generating"; without @1, of any process
 GRPO_FAULT=kill:rollout:2+0.3        0.3 s after it has got there
 GRPO_FAULT=hang:generating:1         the process sleeps there instead
+GRPO_FAULT=hang:updating:2+1.5       for 1.5 s only
 GRPO_FAULT_MARK=/some/file           the fault happens once: the file is made as it does, and nothing happens where it exists
 """
 
@@ -22,7 +24,7 @@ import numpy as np
 
 from rollout.weights import WeightUpdate
 
-FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient")
+FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient", "out_of_memory")
 POINTS = ("starting", "idle", "generating", "syncing", "updating", "saving", "rollout", "reward", "update", "sync")
 HANG_S = 3600.0
 VARIABLES = ("GRPO_FAULT", "GRPO_FAULT_MARK")
@@ -58,7 +60,7 @@ def fault_point(point: str, worker: int | None = None) -> None:
     if mark:
         Path(mark).touch()
     if what == "hang":
-        time.sleep(HANG_S)
+        time.sleep(delay_s or HANG_S)
     elif delay_s:
         threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
     else:
@@ -68,7 +70,9 @@ def fault_point(point: str, worker: int | None = None) -> None:
 def _point_fault(name: str) -> tuple[str, str, int, int | None, float]:
     found = re.fullmatch(r"(kill|hang):([a-z]+):(\d+)(?:@(\d+))?(?:\+(\d+\.?\d*))?", name)
     if not found or found[2] not in POINTS:
-        raise ValueError(f"GRPO_FAULT={name!r} is neither one of {FAULTS} nor kill:POINT:COUNT[@WORKER][+SECONDS] with a POINT of {POINTS}")
+        raise ValueError(
+            f"GRPO_FAULT={name!r} is neither one of {FAULTS} nor kill:POINT:COUNT[@WORKER][+SECONDS] (or hang:) with a POINT of {POINTS}"
+        )
     return found[1], found[2], int(found[3]), int(found[4]) if found[4] else None, float(found[5] or 0)
 
 

@@ -52,7 +52,7 @@ class HfEngine:
 
     def load_model(self, folder: Path, version: int) -> None:
         self.close()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.settings.dtype))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.settings.dtype), use_safetensors=True)
         self._model = model.to(self._device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         ends = self._model.config.get_text_config().eos_token_id

@@ -121,12 +121,14 @@ class RolloutPool:
         """Every worker holds the exported weights, and has proved it. ``export`` returns an object reference of a WeightUpdate.
 
         A failed proof is retried once with a fresh export, then raised: WeightSyncError names the tensors. A worker that is lost meanwhile is
-        replaced by one that starts with these weights.
+        replaced by one that starts with these weights, and proves them like the others.
         """
         for attempt in (1, 2):
             self._update, self.version = export(), version
             try:
-                receipts = self._everywhere(lambda worker: worker.sync.remote(self._update, self.mode), deadline_s, "sync weights")
+                receipts = self._everywhere(
+                    lambda worker: worker.sync.remote(self._update, self.mode), deadline_s, "sync weights", again=True
+                )
                 break
             except WeightSyncError:
                 if attempt == 2:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.policy.ranks import whole
+from grpo.storage import check_room
 
 
 @torch.no_grad()
@@ -35,9 +36,13 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_folder(weights: Iterable[tuple[str, Tensor]], model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
-    """An ordinary Hugging Face folder: bfloat16 safetensors, the config of ``model``, the tokenizer of the folder ``tokenizer``."""
+    """An ordinary Hugging Face folder: bfloat16 safetensors, the config of ``model``, the tokenizer of the folder ``tokenizer``.
+
+    Raises StorageError where there is no room for them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rounded = {name: weight.to("cpu", torch.bfloat16, copy=True).contiguous() for name, weight in weights}
+    check_room(folder, sum(weight.nbytes for weight in rounded.values()))
     save_torch_state_dict(rounded, folder, metadata={"format": "pt"})
     config = copy.deepcopy(model.config)
     config.dtype = torch.bfloat16

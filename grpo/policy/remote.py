@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import ray
+import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -100,23 +101,39 @@ class RemoteTrainer:
                     ray.get(ready)
             return ray.get(references[0]) if fetch else None
         except ray.exceptions.RayActorError as error:
-            raise TrainingError(f"{_death(self._spec)}; Ray says: {str(error).strip().splitlines()[0]}") from error
+            raise TrainingError(f"{_death(self._spec)}; Ray says: {_first_line(error)}") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ToolkitError):
                 raise type(error.cause)(str(error.cause)) from None
+            if _is_out_of_memory(error.cause):
+                raise TrainingError(f"the trainer ran out of memory ({_first_line(error.cause)}). {_needs(self._spec)}") from None
             raise
 
 
 def _death(spec: TrainerSpec) -> str:
     """What to think and do when a trainer's process is gone: out of memory is the commonest cause."""
+    return f"the trainer's process died, most likely of too little memory. {_needs(spec)}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU it has a class of its own; torch's allocator of main memory raises what any other mistake would."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _needs(spec: TrainerSpec) -> str:
+    """What a trainer holds, what there is, and three things to change."""
     needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
     needed = footprint(spec.model, spec.optimiser, spec.layout, needs_reference, "cpu")
     tokens = spec.optimiser.tokens_per_device
     memory = psutil.virtual_memory()
     return (
-        f"the trainer's process died, most likely of too little memory. It holds {needed.in_words()}, and a pass has up to {tokens} tokens; this "
-        f"machine has {memory.total / 2**30:.1f} GiB, of which {memory.available / 2**30:.1f} are free now. Lower tokens_per_device (by half), set "
-        "gradient_checkpointing: true, or train with lora; then run again: the run resumes"
+        f"It holds {needed.in_words()}, and a pass has up to {tokens} tokens; this machine has {memory.total / 2**30:.1f} GiB, of which "
+        f"{memory.available / 2**30:.1f} are free now. Lower tokens_per_device (by half), set gradient_checkpointing: true, or train with "
+        "lora; then run again: the run resumes"
     )
 
 

@@ -302,6 +302,8 @@ class PolicyTrainer:
         settings = self.spec.optimiser
         self.ranks.sum_gradients(self.model)
         learning_rate = learning_rate_at(self.num_updates, self.spec.total_updates, settings)
+        if fault() == "out_of_memory":
+            torch.empty(2**50, device=self.device)
         if fault() == "nan_gradient":
             next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(math.nan)  # type: ignore[union-attr]
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)).item()
@@ -339,7 +341,9 @@ class PolicyTrainer:
 
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
-        model = AutoModelForCausalLM.from_pretrained(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION, use_safetensors=True
+        )
         # What will be smaller on the device stays in main memory until it is: sharding moves a layer at a time.
         return (model if self.ranks.is_sharded or self._holds_rounded else model.to(self.device)).eval()
 

@@ -30,7 +30,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / ".writable").touch()
-            (self.path / ".writable").unlink()
+            (self.path / ".writable").unlink(missing_ok=True)  # another start may do the same
         except OSError as error:
             raise RecipeError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from None
         holder = self.path / ".holder.json"

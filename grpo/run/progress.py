@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from grpo.problems import printable_lines
+
 PLAIN_EVERY_S = 10.0
 SHOWN = {
     "reward/total": "reward",
@@ -55,8 +57,8 @@ class Progress:
         self.say(what)
 
     def say(self, text: str) -> None:
-        """A line that stays. Printed as it is: nothing in it is markup."""
-        self._console.print(text, markup=False)
+        """A line that stays. Nothing in it is markup, and nothing a command to the terminal: it may hold what a model wrote."""
+        self._console.print(printable_lines(text), markup=False)
 
     def doing(self, what: str) -> None:
         """What is going on within the step; shown in a terminal only."""
@@ -81,7 +83,7 @@ class Progress:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(line))
+            self._live.update(Text(printable_lines(line)))
 
 
 def _short(value: float) -> str:

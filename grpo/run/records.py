@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from grpo.storage import log_error
+
 
 class JsonLines:
-    """A file that only grows; every line is on disk before the next step begins."""
+    """A file that only grows; every line is on disk before the next step begins. Raises StorageError where there is no room for it."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,11 +33,21 @@ class JsonLines:
         self.write_all([row])
 
     def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._file.writelines(json.dumps(without_nan(row), ensure_ascii=False) + "\n" for row in rows)
-        self._file.flush()
+        lines = [json.dumps(without_nan(row), ensure_ascii=False) + "\n" for row in rows]
+        with self._room():
+            self._file.writelines(lines)
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with self._room():
+            self._file.close()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise log_error(self.path, error) from error
 
     def __enter__(self) -> JsonLines:
         return self
@@ -55,11 +68,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` at once, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace ``path`` at once, so that a reader never sees half of it. Raises StorageError where it can't be written."""
     temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise log_error(path, error) from error
 
 
 def without_nan(value: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import jinja2
 
 from grpo.errors import DataError
+from grpo.problems import printable_lines
 from grpo.run.browser import BrowserView, browser, held_out_views
 from grpo.run.charts import Chart, chart_style, number
 from grpo.run.comparison import compare
@@ -77,7 +78,7 @@ class ReportRefresh:
         except Exception as error:  # a page that cannot be drawn must neither end a run nor hide why one ended
             if str(error) not in self._said:
                 self._said.add(str(error))
-                print(f"grpo: the report was not written: {type(error).__name__}: {error}", file=sys.stderr)
+                print(printable_lines(f"grpo: the report was not written: {type(error).__name__}: {error}"), file=sys.stderr)
         self._next_at = time.monotonic() + max(REFRESH_S, (time.monotonic() - began) / MAX_SHARE)
 
 
