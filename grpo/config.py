@@ -283,11 +283,84 @@ class Optimiser(Strict):
     )
 
 
+class ByDifficulty(Strict):
+    """How it is known which rows are easy: by a column, measured or given."""
+
+    by: str = Field("pass_rate", description="the column that says how hard a row is")
+    easy: Literal["high", "low"] = Field("high", description="high: a large value of the column means an easy prompt, as of pass_rate")
+
+
+class Thirds(Strict):
+    """What the easiest, the middle and the hardest third of the rows each count in a mixture."""
+
+    easy: NonNegativeFloat = Field(0.0, description="what the easiest third of the rows counts")
+    medium: NonNegativeFloat = Field(0.0, description="what the middle third counts")
+    hard: NonNegativeFloat = Field(0.0, description="what the hardest third counts")
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        return self.easy, self.medium, self.hard
+
+
+class SupervisedPhase(Strict):
+    """So many updates in a row, with rows, size and rate of their own."""
+
+    updates: PositiveInt = Field(description="how many the phase has")
+    mix: Thirds | None = Field(None, description="how much of each third of the rows, by difficulty; by default all rows alike")
+    learning_rate_frac: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the stage's learning rate")
+    sequences_per_update: PositiveInt | None = Field(None, description="the stage's own by default")
+    weight_decay: NonNegativeFloat | None = Field(None, description="the stage's own by default")
+
+
+class SupervisedCurriculum(ByDifficulty):
+    """Phases instead of epochs: easy rows first, slowly, then harder ones, then all."""
+
+    phases: Annotated[list[SupervisedPhase], Field(min_length=1)] = Field(description="in order")
+
+
+class Validation(Strict):
+    """A look at the model every so many updates. Where it got worse, training goes on from the best model so far, more slowly."""
+
+    every: PositiveInt = Field(description="updates from one look to the next; there is always one after the stage's last update")
+    by: Literal["loss", "accuracy"] = Field(
+        "loss", description="loss: on rows held back from the stage's; accuracy: the recipe's evaluation"
+    )
+    rows: PositiveInt = Field(
+        64, description="of the stage's rows, held back for the loss and never learned; a prompt's rows stay together"
+    )
+    tolerance: NonNegativeFloat | None = Field(
+        None, description="so much worse than the best is no drop; by default 0.01 of the loss, or a standard error of the accuracy"
+    )
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="times this at each drop, until the stage ends")
+
+
+class Ewc(Strict):
+    """Elastic weight consolidation: weights that earlier stages' rows need are held to where this stage found them."""
+
+    coef: PositiveFloat = Field(description="lambda of the paper's equation 3")
+    rows: PositiveInt = Field(256, description="of earlier stages, by which it is measured what each weight means to them")
+
+
 class SupervisedKeys(Optimiser):
     epochs: PositiveInt = 1
     checkpoint_every: PositiveInt | None = 50
     sequences_per_update: PositiveInt = 32
     max_tokens: PositiveInt = Field(1024, description="longer rows are left out and counted")
+    curriculum: SupervisedCurriculum | None = Field(None, description="phases by difficulty, instead of epochs")
+    validation: Validation | None = Field(None, description="look at the model now and then, and go back to the best one on a drop")
+    replay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="this share of every update's sequences are rows of earlier stages, beside the stage's own sequences_per_update"
+    )
+    ewc: Ewc | None = Field(None, description="hold weights that earlier stages' rows need (arXiv:1612.00796)")
+    earlier: list[str] | None = Field(
+        None, description="the stages whose data: replay and ewc keep alive; by default all earlier ones of kind sft or distill with data:"
+    )
+
+    def num_updates(self, num_rows: int) -> int:
+        """How many a stage makes of so many rows of its own."""
+        if self.curriculum is not None:
+            return sum(phase.updates for phase in self.curriculum.phases)
+        return -(-num_rows // self.sequences_per_update) * self.epochs
 
 
 class SftStage(StageBase, SupervisedKeys):
@@ -303,11 +376,9 @@ class Phase(Strict):
     easiest_frac: Annotated[float, Field(gt=0, le=1)]
 
 
-class Curriculum(Strict):
+class Curriculum(ByDifficulty):
     """Easy prompts first: which ones are in play, by a column that says how hard they are."""
 
-    by: str = "pass_rate"
-    easy: Literal["high", "low"] = Field("high", description="high: a large value of the column means an easy prompt, as of pass_rate")
     phases: Annotated[list[Phase], Field(min_length=1)]
 
 
@@ -445,3 +516,12 @@ class Recipe(Strict):
         description="tensorboard, wandb, mlflow, trackio or ./file.py:Class; the run's own files are written in any case",
     )
     stages: Annotated[list[Stage], Field(min_length=1)]
+
+
+def kept_alive(recipe: Recipe, stage: SftStage | DistillStage) -> list[SftStage | DistillStage]:
+    """The earlier stages whose rows ``stage`` replays or holds its weights for."""
+    if not stage.replay and stage.ewc is None:
+        return []
+    names = [other.name for other in recipe.stages]
+    before = [other for other in recipe.stages[: names.index(stage.name)] if isinstance(other, SftStage | DistillStage) and other.data]
+    return [other for other in before if stage.earlier is None or other.name in stage.earlier]

@@ -20,7 +20,9 @@ from grpo.config import (
     RejectStage,
     RewardUse,
     RlStage,
+    SftStage,
     Weighted,
+    kept_alive,
     source_names,
     source_weights,
 )
@@ -66,7 +68,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         at: Keys = ("stages", index)
         if isinstance(stage, config.Optimiser):
             yield from _optimiser(stage, at)
-        if isinstance(stage, config.SftStage | DistillStage) and stage.max_tokens > (stage.tokens_per_device or stage.max_tokens):
+        if isinstance(stage, SftStage | DistillStage):
+            yield from _supervised(stage, recipe, at)
+        if isinstance(stage, SftStage | DistillStage) and stage.max_tokens > (stage.tokens_per_device or stage.max_tokens):
             text = f"max_tokens {stage.max_tokens} is more than tokens_per_device {stage.tokens_per_device}: the longest row would not fit "
             yield _clash(at, f"{text}one forward pass; raise tokens_per_device or lower max_tokens", "max_tokens", "tokens_per_device")
         for key in ("data", "prompts"):
@@ -171,6 +175,54 @@ def _optimiser(stage: config.Optimiser, at: Keys) -> Iterator[Finding]:
     if stage.min_learning_rate > stage.learning_rate:
         text = f"min_learning_rate {stage.min_learning_rate:g} is above learning_rate {stage.learning_rate:g}; swap or lower it"
         yield _clash(at, text, "min_learning_rate", "learning_rate")
+
+
+def _supervised(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
+    if (curriculum := stage.curriculum) is not None:
+        if "epochs" in stage.model_fields_set:
+            text = "epochs says how often all rows are seen, and a curriculum's phases how many updates they have; delete one of them"
+            yield _clash(at, text, "epochs", "curriculum")
+        for number, phase in enumerate(curriculum.phases):
+            if phase.mix is not None and not any(phase.mix.weights):
+                text = (
+                    "mix counts no third of the rows; write what easy, medium and hard rows count, or delete mix: then all rows count alike"
+                )
+                yield Finding((*at, "curriculum", "phases", number, "mix"), text)
+        if stage.warmup_updates > (updates := stage.num_updates(0)):
+            text = f"warmup_updates {stage.warmup_updates} is more than the {updates} updates of all phases, so that learning_rate would never "
+            yield _clash(at, f"{text}be reached; lower it", "warmup_updates", "curriculum")
+    if (validation := stage.validation) is not None and validation.by == "accuracy":
+        if recipe.evaluation is None:
+            text = "validation by accuracy needs a held-out set: write evaluation: {prompts: ...} in the recipe, or by: loss"
+            yield Finding((*at, "validation", "by"), text, (("evaluation",),))
+        if "rows" in validation.model_fields_set:
+            text = "rows are held back for the loss, and accuracy is measured on the recipe's evaluation; delete rows"
+            yield _clash((*at, "validation"), text, "rows", "by")
+    yield from _earlier(stage, recipe, at)
+
+
+def _earlier(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
+    """What a stage must not forget: there is something, and the trainer can hold it."""
+    keepers = [name for name in ("replay", "ewc") if getattr(stage, name)]
+    if not keepers:
+        if stage.earlier is not None:
+            text = "earlier names stages for replay and ewc, and there is neither; write replay: 0.05, or delete earlier"
+            yield _clash(at, text, "earlier", "replay", "ewc")
+        return
+    known = [other.name for other in kept_alive(recipe, stage.model_copy(update={"earlier": None}))]
+    for number, name in enumerate(stage.earlier or ()):
+        if name not in known:
+            text = f"{name!r} is no stage of kind sft or distill with data: before this one; it can be one of {listed(known)}"
+            yield Finding((*at, "earlier", number), text + suggestion(name, known), (("stages",),))
+    if not known or stage.earlier == []:
+        text = f"{keepers[0]} keeps the rows of earlier stages alive, and there is none of kind sft or distill with data: before this one"
+        yield Finding((*at, keepers[0]), f"{text}; delete it", ((*at, "earlier"),))
+    if stage.ewc is not None and stage.lora is not None:
+        text = "ewc holds the weights that earlier stages made, and lora leaves those as they are; delete one of them"
+        yield _clash(at, text, "ewc", "lora")
+    if stage.ewc is not None and recipe.trainer.ranks > 1:
+        text = f"ewc works in one process, and trainer.ranks is {recipe.trainer.ranks}; write replay: 0.05 instead, or delete ranks"
+        yield Finding((*at, "ewc"), text, (("trainer", "ranks"),))
 
 
 def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:

@@ -40,8 +40,12 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
         at: Keys = ("stages", index)
         if isinstance(stage, config.RlStage):
             yield from _algorithm(stage.algorithm, base, (*at, "algorithm"))
-            yield from _curriculum(stage, columns, (*at, "curriculum", "by"))
+            yield from _curriculum(stage.curriculum, stage.prompts, columns, (*at, "curriculum", "by"))
         if isinstance(stage, config.SftStage | config.DistillStage):
+            curriculum = stage.curriculum
+            if curriculum is not None and any(phase.mix is not None for phase in curriculum.phases):
+                sources = stage.data or getattr(stage, "prompts", None)
+                yield from _curriculum(curriculum, sources, columns, (*at, "curriculum", "by"))
             yield from _completions(stage.data, columns, (*at, "data"))
         if isinstance(stage, config.RejectStage):
             for number, mix in enumerate(stage.mix):
@@ -187,16 +191,16 @@ def _completions(names: Mixture | None, columns: Columns, keys: Keys) -> Iterato
             yield Finding(keys, f"data source {name!r}: {missing_column('completion', known)}", (("data", name),))
 
 
-def _curriculum(stage: config.RlStage, columns: Columns, keys: Keys) -> Iterator[Finding]:
-    """A curriculum needs its column in every source of prompts."""
+def _curriculum(curriculum: config.ByDifficulty | None, sources: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
+    """A curriculum needs its column in every source of its rows."""
     from rewards.load import missing_column
 
-    if stage.curriculum is None:
+    if curriculum is None:
         return
-    for name in source_names(stage.prompts):
+    for name in source_names(sources):
         known = columns.get(name)
-        if known is not None and stage.curriculum.by not in known:
-            text = f"data source {name!r}: {missing_column(stage.curriculum.by, known)}; measured: FILE gives prompts a pass_rate"
+        if known is not None and curriculum.by not in known:
+            text = f"data source {name!r}: {missing_column(curriculum.by, known)}; measured: FILE gives prompts a pass_rate"
             yield Finding(keys, text, (("data", name),))
 
 

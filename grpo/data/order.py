@@ -91,10 +91,10 @@ class Mixture:
     those of the first source first.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, salt: str = ""):
         self.weights = [weight / sum(weights) for weight in weights]
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        self._orders = [Shuffled(size, seed, f"source-{index}-") for index, size in enumerate(sizes)]
+        self._orders = [Shuffled(size, seed, f"{salt}source-{index}-") for index, size in enumerate(sizes)]
         self._turns: list[tuple[int, int]] = []  # of each position: its source, and how many positions that source had before
         self._given = [0] * len(sizes)
 
@@ -116,15 +116,20 @@ class EasyFirst:
     """
 
     def __init__(self, easiness: Sequence[float], phases: Sequence[tuple[int, float]], seed: int):
-        ranked = list(range(len(easiness)))
-        random.Random(f"ranks-{seed}").shuffle(ranked)
-        self.ranked = sorted(ranked, key=lambda row: -easiness[row])
+        self.ranked = easiest_first(easiness, seed)
         self._begins = [position for position, _ in phases]
         self._orders = [Shuffled(_share(frac, len(easiness)), seed, f"phase-{number}-") for number, (_, frac) in enumerate(phases)]
 
     def __getitem__(self, position: int) -> int:
         phase = bisect_right(self._begins, position) - 1
         return self.ranked[self._orders[phase][position - self._begins[phase]]]
+
+
+def easiest_first(easiness: Sequence[float], seed: int) -> list[int]:
+    """Row numbers, those of the largest easiness first; equally easy rows stand by chance."""
+    ranked = list(range(len(easiness)))
+    random.Random(f"ranks-{seed}").shuffle(ranked)
+    return sorted(ranked, key=lambda row: -easiness[row])
 
 
 def _share(frac: float, count: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, source_names
+from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
@@ -45,6 +45,10 @@ class PlannedStage:
             return f"{stage.steps:,} step{'s' if stage.steps > 1 else ''} of {drawn} = {updates}"
         if isinstance(stage, RejectStage):
             return f"{stage.samples_per_prompt} samples a prompt, at most {stage.keep.per_prompt} kept"
+        if isinstance(stage, SftStage | DistillStage) and stage.curriculum is not None:
+            phases = stage.curriculum.phases
+            sizes = [f"{phase.updates} of {phase.sequences_per_update or stage.sequences_per_update}" for phase in phases]
+            return f"{len(phases)} phase{'s' if len(phases) > 1 else ''}, in updates of so many sequences: {', '.join(sizes)}"
         if isinstance(stage, SftStage | DistillStage):
             return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.sequences_per_update} sequences"
         return "measured"
@@ -66,7 +70,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     done: set[str] = set()
     redoing = False
     for number, stage in enumerate(recipe.stages, start=1):
-        inputs = tuple(dict.fromkeys([*inputs_of(stage), *_measured_in(recipe, stage)]))
+        inputs = tuple(dict.fromkeys([*inputs_of(stage), *_measured_in(recipe, stage), *_kept_alive(recipe, stage)]))
         settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
         identity = dict(_flat({**common, "stage": settings, "files": _files(loaded, stage)}))
         fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
@@ -117,6 +121,12 @@ def _measured_in(recipe: Recipe, stage: AnyStage) -> list[str]:
     """The stages that measured the rows of a stage's sources."""
     sources = [recipe.data[name] for name in inputs_of(stage) if name in recipe.data]
     return [source.measured_in for source in sources if source.measured_in is not None]
+
+
+def _kept_alive(recipe: Recipe, stage: AnyStage) -> list[str]:
+    """The data of earlier stages that a stage replays or holds its weights for."""
+    kept = kept_alive(recipe, stage) if isinstance(stage, SftStage | DistillStage) else []
+    return [name for other in kept for name in source_names(other.data)]
 
 
 def _files(loaded: LoadedRecipe, stage: AnyStage) -> dict[str, str]:

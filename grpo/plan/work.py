@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -107,11 +108,18 @@ def training_of(
     if isinstance(stage, SftStage | DistillStage):
         number = rows_of_supervised(stage, rows)
         completion = min(lengths.completion or stage.max_tokens, stage.max_tokens)
-        per_epoch = math.ceil(number / stage.sequences_per_update)
         prompt = lengths.prompt or 0
-        sequences = min(stage.sequences_per_update, number)
-        return Training(stage.epochs * per_epoch, sequences, 1, prompt, completion, 1 + way_back + again, known[stage.name])
+        sequences = _sequences(stage, number) / (1 - stage.replay)
+        return Training(stage.num_updates(number), sequences, 1, prompt, completion, 1 + way_back + again, known[stage.name])
     return None
+
+
+def _sequences(stage: SftStage | DistillStage, rows: int) -> float:
+    """Of an update, on average."""
+    if stage.curriculum is None:
+        return min(stage.sequences_per_update, rows)
+    phases = stage.curriculum.phases
+    return sum(phase.updates * (phase.sequences_per_update or stage.sequences_per_update) for phase in phases) / stage.num_updates(rows)
 
 
 def rows_of_supervised(stage: SftStage | DistillStage, rows: Mapping[str, int]) -> int:
@@ -133,6 +141,9 @@ def _evaluation(stage: AnyStage, settings: Evaluation, model: Architecture, rows
     times = 1 if isinstance(stage, EvalStage) else 2  # before and after
     if isinstance(stage, RlStage) and stage.eval_every:
         times += stage.steps // stage.eval_every
+    if isinstance(stage, SftStage | DistillStage) and stage.validation is not None and stage.validation.by == "accuracy":
+        with contextlib.suppress(KeyError):
+            times += math.ceil(stage.num_updates(rows_of_supervised(stage, rows)) / stage.validation.every)
     problems = min(settings.rows, rows.get(settings.prompts, settings.rows)) if settings.rows else rows[settings.prompts]
     completion = min(lengths.completion or settings.max_completion_tokens, settings.max_completion_tokens)
     sequences = problems * settings.samples_per_prompt

@@ -23,6 +23,7 @@ from grpo.policy.adapters import add_adapters, holds_rounded, round_frozen, save
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
+from grpo.policy.ewc import Anchor
 from grpo.policy.export import checkpoint_weights, write_folder
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
@@ -80,6 +81,7 @@ class PolicyTrainer:
         self.num_updates = 0
         self._skipped_in_a_row = 0
         self._reference_is_start = True
+        self.anchor: Anchor | None = None
 
     # ---------------------------------------------------------------------------------------------------------------- looking
 
@@ -116,8 +118,16 @@ class PolicyTrainer:
 
     # ---------------------------------------------------------------------------------------------------------------- learning
 
-    def supervised_update(self, batch: Batch) -> dict[str, float]:
-        """One step on -sum_t weight_t log pi(token_t): cross-entropy over completion tokens. Returns metrics."""
+    def hold_weights(self, batch: Batch, coef: float) -> None:
+        """From now on every update is drawn back to the present weights, by what each of them means to ``batch`` (grpo.policy.ewc)."""
+        assert self.ranks.size == 1 and self.adapted is None, "the recipe's check lets no such stage through"
+        self.anchor = Anchor.of_gradients(self._trained_parameters(), coef, self._row_gradients(batch))
+
+    def supervised_update(self, batch: Batch, rate: float = 1.0, weight_decay: float | None = None) -> dict[str, float]:
+        """One step on -sum_t weight_t log pi(token_t): cross-entropy over completion tokens. Returns metrics.
+
+        ``rate`` scales the schedule's learning rate; ``weight_decay`` None is the stage's own.
+        """
         total_loss = 0.0
         for packed in self._passes(batch):
             logprobs_M, _ = self._logprobs(packed)
@@ -125,7 +135,9 @@ class PolicyTrainer:
             loss.backward()
             total_loss += loss.item()
         (total_loss,) = self.ranks.sum(np.array([total_loss])).tolist()
-        return {"loss/total": total_loss, "train/tokens": int(batch.loss_mask.sum()), **self._step()}
+        penalty = {"loss/ewc": self.anchor.pull(self._trained_parameters())} if self.anchor is not None else {}
+        step = self._step(rate, weight_decay)
+        return {"loss/total": total_loss, **penalty, "train/tokens": int(batch.loss_mask.sum()), **step}
 
     def policy_update(self, batch: Batch, max_logprob_gap: float = math.inf) -> dict[str, float]:
         """One step on sum_it weights_it token_losses_it (grpo.algorithm.objective). Returns metrics.
@@ -297,11 +309,23 @@ class PolicyTrainer:
             )
         return gap
 
-    def _step(self) -> dict[str, float]:
+    def _row_gradients(self, batch: Batch) -> Iterator[None]:
+        """Leaves, one sequence after another, the gradient of its log-probability in the parameters."""
+        for b in range(len(batch)):
+            self.optimiser.zero_grad(set_to_none=True)
+            for packed in self._passes(batch.take(np.array([b]))):
+                self._logprobs(packed)[0].sum().backward()
+            yield
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _step(self, rate: float = 1.0, weight_decay: float | None = None) -> dict[str, float]:
         """Clip, step, count. A non-finite gradient skips the step but not its place in the schedule; three in a row stop the run."""
         settings = self.spec.optimiser
         self.ranks.sum_gradients(self.model)
-        learning_rate = learning_rate_at(self.num_updates, self.spec.total_updates, settings)
+        learning_rate = rate * learning_rate_at(self.num_updates, self.spec.total_updates, settings)
         if fault() == "out_of_memory":
             torch.empty(2**50, device=self.device)
         if fault() == "nan_gradient":
@@ -311,6 +335,8 @@ class PolicyTrainer:
         if self._skipped_in_a_row == 0:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate
+            matrices, _ = self.optimiser.param_groups
+            matrices["weight_decay"] = settings.weight_decay if weight_decay is None else weight_decay
             with self._optimiser_on_device():
                 self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -362,7 +388,7 @@ class PolicyTrainer:
             self.ranks.distribute(model, SCORE, rounded=self._is_rounded, keeps_layers=keeps_layers)
 
     def _adamw(self, settings: Optimiser) -> torch.optim.AdamW:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = self._trained_parameters()
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True)

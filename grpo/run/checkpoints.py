@@ -9,6 +9,7 @@ the one before it is. safetensors and JSON only, so that nothing is ever unpickl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.errors import CheckpointError
 from grpo.run.records import without_nan
 from grpo.storage import file_digest, storage_error
 from rollout.faults import fault_point
@@ -81,15 +83,35 @@ class Checkpoints:
             path = self._folder_of(step)
             problem = problem_of(path)
             if problem is None:
-                state = json.loads((path / STATE).read_text(encoding="utf-8"))
-                self._remember(step, state.pop("score"))
-                return Saved(step, path, state)
+                self._remember_scores_before(step)
+                return self._saved(step)
             self.say(f"  checkpoint {path.name} is not used: {problem}")
         return None
+
+    def at(self, step: int) -> Saved:
+        """The checkpoint of a step. Raises CheckpointError where it is not there or not whole."""
+        path = self._folder_of(step)
+        if (problem := problem_of(path)) is not None:
+            raise CheckpointError(f"{path} is needed and cannot be used: {problem}")
+        return self._saved(step)
 
     def clear(self) -> None:
         """The stage is done: its model is what remains."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _saved(self, step: int) -> Saved:
+        path = self._folder_of(step)
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        self._remember(step, state.pop("score"))
+        return Saved(step, path, state)
+
+    def _remember_scores_before(self, newest: int) -> None:
+        """So that the best stays after a resume too. Whether it is whole is asked where it is used."""
+        for step in self._steps():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if step < newest:
+                    score = json.loads((self._folder_of(step) / STATE).read_text(encoding="utf-8"))["score"]
+                    self._scores |= {} if score is None else {step: score}
 
     def _remember(self, step: int, score: float | None) -> None:
         self._known_whole.add(step)

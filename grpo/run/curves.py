@@ -95,7 +95,7 @@ def _rl_charts(stage: StageContents) -> list[Chart | None]:
 
 
 def _supervised_charts(stage: StageContents) -> list[Chart | None]:
-    series = [curve(stage, "loss/total", "loss")]
+    series = [curve(stage, "loss/total", "loss"), curve(stage, "validation/loss", "on held-back rows", 1)]
     norm = [curve(stage, "train/grad_norm", "norm")]
     return [
         line_chart("Loss", "cross-entropy, nats per completion token", series, x_name="update"),

@@ -8,7 +8,7 @@ from grpo.config import DistillStage
 from grpo.run.folder import holds_training
 from grpo.stages import eval as evaluation
 from grpo.stages.reject import collect, read_dataset, write_dataset
-from grpo.stages.supervised import fine_tune
+from grpo.stages.supervised import earlier_rows, fine_tune
 from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
@@ -26,7 +26,7 @@ def run(stage: DistillStage, work: Workplace, folder: Path) -> Outcome:
     else:
         assert stage.data is not None, "the graph check lets no such recipe through"
         rows, counts = work.rows(stage.data), {}
-    metrics = fine_tune(rows, student, stage, seed_of(stage, work), work, folder)
+    metrics = fine_tune(rows, student, stage, seed_of(stage, work), work, folder, earlier_rows(stage, work))
     made = Checkpoint(folder / "model")
     work.artifacts[stage.name] = made
     after = evaluation.measure_checkpoint(work, made)

@@ -18,9 +18,10 @@ from grpo.stages.workplace import Workplace
 
 @dataclass
 class StepEnd:
-    """``state`` is called only where it is to be kept."""
+    """``state`` is called only where it is to be kept: where that is due anyway, or ``must_be_kept``. Its "score" says which is the best."""
 
     state: Callable[[], Mapping[str, Any]] = dict
+    must_be_kept: bool = False
 
 
 class Keeper:
@@ -55,12 +56,21 @@ class Keeper:
             self.finish()
             every = self.settings.checkpoint_every
             is_last, is_stopping = done == self.total, self.work.interruption.asked_by is not None
-            if is_last or is_stopping or (every is not None and done % every == 0):
+            if is_last or is_stopping or end.must_be_kept or (every is not None and done % every == 0):
                 state = {**end.state(), "logs": {log.path.name: log.num_bytes for log in self.logs}}
                 self._unfinished = (done, state, self.trainer.begin("save_state", self.checkpoints.begin(done)))
             if is_last or is_stopping:
                 self.finish()
             self.work.interruption.raise_if_asked()
+
+    def go_back(self, to: int, now: int) -> None:
+        """The trainer as it was at the checkpoint of step ``to``; its place in the schedule stays that of ``now`` updates.
+
+        Raises CheckpointError where that checkpoint is no longer whole.
+        """
+        self.finish()
+        saved = self.checkpoints.at(to)
+        self.trainer.load_state(saved.path, {**saved.state["trainer"], "num_updates": now})
 
     def finish(self) -> None:
         """Wait for the trainer's part of the checkpoint that was begun last, and make it one."""

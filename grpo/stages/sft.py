@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grpo.config import SftStage
 from grpo.stages import eval as evaluation
-from grpo.stages.supervised import fine_tune
+from grpo.stages.supervised import earlier_rows, fine_tune
 from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
@@ -15,7 +15,7 @@ def run(stage: SftStage, work: Workplace, folder: Path) -> Outcome:
     """Fine-tune ``stage.from_`` on ``stage.data``."""
     start = work.checkpoint(stage.from_)
     before = evaluation.measure_checkpoint(work, start)
-    metrics = fine_tune(work.rows(stage.data), start, stage, seed_of(stage, work), work, folder)
+    metrics = fine_tune(work.rows(stage.data), start, stage, seed_of(stage, work), work, folder, earlier_rows(stage, work))
     made = Checkpoint(folder / "model")
     work.artifacts[stage.name] = made
     after = evaluation.measure_checkpoint(work, made)

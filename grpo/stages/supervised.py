@@ -2,78 +2,126 @@
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.config import SupervisedKeys
+from grpo.config import DistillStage, SftStage, SupervisedKeys, kept_alive
+from grpo.data.lessons import Replay, course_of
+from grpo.data.order import Shuffled, taken
 from grpo.errors import DataError
-from grpo.policy.batch import make_batch
+from grpo.policy.batch import Batch, make_batch
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines
 from grpo.stages.keeping import Keeper
+from grpo.stages.validation import Watchman, hold_back
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint
 
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Rows that fit max_tokens, with their tokens, and how many did not."""
+
+    rows: list[Mapping[str, Any]]
+    prompts: list[Sequence[int]]
+    completions: list[Sequence[int]]
+    num_too_long: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def without(self, left_out: set[int]) -> Tokenised:
+        kept = [i for i in range(len(self)) if i not in left_out]
+        rows, prompts, completions = ([column[i] for i in kept] for column in (self.rows, self.prompts, self.completions))
+        return Tokenised(rows, prompts, completions, self.num_too_long)  # type: ignore[arg-type]
+
+    def batch(self, chosen: Sequence[int], replayed: Tokenised | None = None, replayed_rows: Sequence[int] = ()) -> Batch:
+        """One optimiser batch of these rows, and of ``replayed`` those."""
+        parts = [(self, chosen), *([(replayed, replayed_rows)] if replayed is not None else [])]
+        prompts = [of.prompts[i] for of, rows in parts for i in rows]
+        completions = [of.completions[i] for of, rows in parts for i in rows]
+        return make_batch(prompts, completions).with_weights("token_mean", max_tokens=1)
+
 
 def fine_tune(
-    rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, seed: int, work: Workplace, folder: Path
+    rows: Rows, start: Checkpoint, settings: SupervisedKeys, seed: int, work: Workplace, folder: Path, earlier: Rows = ()
 ) -> dict[str, float]:
-    """Train ``start`` on ``rows`` for settings.epochs and save it to folder/model. Returns the last update's metrics.
+    """Train ``start`` on ``rows`` for the stage's epochs or phases and save it to folder/model. Returns the last update's metrics.
 
-    The end token is part of the completion, so that the model learns to stop. Each epoch has an order of its own, that follows from the seed;
-    the last update of an epoch may hold fewer sequences. Rows over max_tokens are left out and counted.
+    The end token is part of the completion, so that the model learns to stop. Rows over max_tokens are left out and counted. ``earlier`` are
+    rows of earlier stages, for replay and ewc.
     """
-    prompts, completions, num_too_long = _tokenised(rows, start, settings, work)
-    per_epoch = math.ceil(len(prompts) / settings.sequences_per_update)
-    total = per_epoch * settings.epochs
-    spec = TrainerSpec(start.path, settings, total, num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
+    taught, before = tokenised(rows, start, settings, work), tokenised(earlier, start, settings, work) if earlier else None
+    held_back = None
+    if settings.validation is not None and settings.validation.by == "loss":
+        chosen = hold_back(taught.prompts, settings.validation.rows, seed)
+        if len(chosen) == len(taught):
+            raise DataError(f"validation holds {len(chosen)} of {len(taught)} rows back, and none is left to learn; lower validation.rows")
+        held_back, taught = taught.batch(sorted(chosen)), taught.without(chosen)
+    course = course_of(settings, taught.rows, seed)
+    replay = Replay(len(before), settings.replay, seed) if before is not None else None
+    spec = TrainerSpec(start.path, settings, len(course), num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
     metrics: dict[str, float] = {}
     with work.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
-        keeper = Keeper(settings, total, trainer, work, folder, [metrics_file])
+        if settings.ewc is not None and before is not None:
+            measured = taken(Shuffled(len(before), seed, "ewc-"), 0, min(settings.ewc.rows, len(before)))
+            trainer.hold_weights(before.batch(measured), settings.ewc.coef)
+        keeper = Keeper(settings, len(course), trainer, work, folder, [metrics_file])
+        watchman = Watchman(settings.validation, held_back, keeper, work, start) if settings.validation is not None else None
         saved = keeper.resume("update")
-        metrics = dict(saved.state["metrics"]) if saved else {}
-        for update in range(saved.step if saved else 0, total):
-            epoch, position = divmod(update, per_epoch)
-            chosen = _shuffled(len(prompts), seed, epoch)[position * settings.sequences_per_update :][: settings.sequences_per_update]
-            batch = make_batch([prompts[i] for i in chosen], [completions[i] for i in chosen]).with_weights("token_mean", max_tokens=1)
+        if saved is not None:
+            metrics = dict(saved.state["metrics"])
+            if watchman is not None:
+                watchman.go_on(saved.state)
+        for update in range(saved.step if saved else 0, len(course)):
+            lesson = course[update]
+            batch = taught.batch(lesson.rows, before, replay.beside(lesson) if replay is not None else ())
+            rate = lesson.rate * (watchman.standing.rate if watchman is not None else 1.0)
             with keeper.step(update + 1) as end:
-                metrics = {**trainer.supervised_update(batch), "data/epoch": epoch + 1, "data/rows_too_long": num_too_long}
+                learned = trainer.supervised_update(batch, rate, lesson.weight_decay)
+                seen = watchman.after(update + 1, end) if watchman is not None else {}
+                replayed = {"data/replayed_rows": len(batch) - len(lesson.rows)} if replay is not None else {}
+                metrics = {**learned, **seen, **lesson.place, **replayed, "data/rows_too_long": taught.num_too_long}
                 metrics_file.write({"step": update + 1, **metrics})
-                end.state = partial(dict, metrics=metrics)
-            work.progress.step(update + 1, total, metrics)
+                end.state = partial(_state, metrics, watchman, update + 1)
+            work.progress.step(update + 1, len(course), metrics)
             work.trackers.step(folder.name, update + 1, metrics)
         trainer.save(folder / "model")
-    return {"last/loss": metrics["loss/total"], "data/rows": len(prompts), "data/rows_too_long": num_too_long, "data/updates": total}
+    told = {name: value for name, value in metrics.items() if name.startswith("validation/")}
+    counts = {"data/rows": len(taught), "data/rows_too_long": taught.num_too_long, "data/updates": len(course)}
+    return {"last/loss": metrics["loss/total"], **told, **counts}
 
 
-def _tokenised(
-    rows: Sequence[dict[str, Any]], start: Checkpoint, settings: SupervisedKeys, work: Workplace
-) -> tuple[list[Any], list[Any], int]:
+def earlier_rows(stage: SftStage | DistillStage, work: Workplace) -> Rows:
+    """The rows that the stage replays, or holds its weights for; none where it does neither."""
+    return [row for other in kept_alive(work.recipe, stage) if other.data is not None for row in work.rows(other.data)]
+
+
+def _state(metrics: Mapping[str, float], watchman: Watchman | None, update: int) -> dict[str, Any]:
+    return {"metrics": metrics, **(watchman.state(update) if watchman is not None else {})}
+
+
+def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> Tokenised:
+    """Raises DataError where a row has no prompt or completion, or none fits."""
     tokenizer = work.tokenizer(start.path)
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer of {start.path} has no end token, so a model trained with it would never stop; set eos_token there")
-    prompts, completions, num_too_long = [], [], 0
+    found = Tokenised([], [], [], 0)
     for index, row in enumerate(rows):
         missing = [column for column in ("prompt", "completion") if not row.get(column)]
         if missing:
             raise DataError(f"row {index}: column {missing[0]!r} not found or empty; found {sorted(row)}")
         prompt = work.template.prompt(row, str(index), tokenizer)
         completion = (*tokenizer.encode(row["completion"], add_special_tokens=False), tokenizer.eos_token_id)
-        if len(prompt.tokens) + len(completion) > settings.max_tokens:
-            num_too_long += 1
-        else:
-            prompts.append(prompt.tokens)
-            completions.append(completion)
-    if not prompts:
+        if len(prompt.tokens) + len(completion) <= settings.max_tokens:
+            found.rows.append(row)
+            found.prompts.append(prompt.tokens)
+            found.completions.append(completion)
+    if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
-    return prompts, completions, num_too_long
-
-
-def _shuffled(num_rows: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(num_rows))
-    random.Random(f"sft-{seed}-{epoch}").shuffle(order)
-    return order
+    return Tokenised(found.rows, found.prompts, found.completions, len(rows) - len(found))

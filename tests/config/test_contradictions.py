@@ -54,6 +54,33 @@ Problems = Callable[..., list[str]]
             "stages.reason.rewards=[{use: math, on_error: stop, max_error_frac: 0.1}]",
             "on_error: stop ends the run at the first failure, and max_error_frac 0.1 allows some; delete one of them",
         ),
+        (
+            "stages.cold={epochs: 2, curriculum: {phases: [{updates: 5}]}}",
+            "epochs says how often all rows are seen, and a curriculum's phases how many updates they have; delete one of them",
+        ),
+        ("stages.cold.curriculum={by: answer, phases: [{updates: 5, mix: {easy: 0}}]}", "mix counts no third of the rows; write what easy, medium"),
+        ("stages.cold.curriculum={phases: [{updates: 5, mix: {easy: 1}}]}", "data source 'sums': column 'pass_rate' not found"),
+        (
+            "stages.cold={warmup_updates: 9, curriculum: {phases: [{updates: 5}, {updates: 3}]}}",
+            "warmup_updates 9 is more than the 8 updates of all phases",
+        ),
+        (
+            "stages.cold.validation={every: 5, by: accuracy}",
+            "validation by accuracy needs a held-out set: write evaluation: {prompts: ...}",
+        ),
+        (
+            "stages.cold.replay=0.05",
+            "replay keeps the rows of earlier stages alive, and there is none of kind sft or distill with data: before",
+        ),
+        ("stages.cold.earlier=[reason]", "earlier names stages for replay and ewc, and there is neither"),
+        (
+            "stages.harvest={name: more, kind: sft, from: cold, data: sums, replay: 0.1, earlier: [reason, cold]}",
+            "'reason' is no stage of kind sft or distill with data: before this one; it can be one of [cold]",
+        ),
+        (
+            "stages.harvest={name: more, kind: sft, from: cold, data: sums, ewc: {coef: 1}, lora: {}}",
+            "ewc holds the weights that earlier stages made, and lora leaves those as they are; delete one of them",
+        ),
         ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
         (
             "stages.harvest.keep={min_reward: {mth: 1}}",

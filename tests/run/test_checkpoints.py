@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.errors import StorageError
+from grpo.errors import CheckpointError, StorageError
 from grpo.run.checkpoints import MANIFEST, Checkpoints, problem_of
 from grpo.storage import check_room
 
@@ -151,3 +151,23 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
         assert found is not None and found.step == 10
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_the_best_stays_after_a_resume_and_is_found_by_its_step(tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path)
+    for step, score in ((10, 0.9), (20, None), (30, 0.2)):
+        save(first, step, score)
+    again = Checkpoints(tmp_path)
+    assert again.newest() is not None
+    for step in (40, 50):
+        save(again, step)
+    assert steps_in(tmp_path) == ["step-000010", "step-000040", "step-000050"]
+    assert again.at(10).step == 10 and (again.at(10).path / "trainer-0.safetensors").read_bytes() == b"\n" * 1000
+
+
+def test_a_best_that_is_not_whole_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10, 0.9)
+    (tmp_path / "step-000010" / "trainer-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"step-000010 is needed and cannot be used: trainer-1.safetensors is missing"):
+        checkpoints.at(10)
