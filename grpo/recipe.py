@@ -17,7 +17,7 @@ from grpo.data.preview import previews
 from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
-from grpo.plan import PlannedStage, make_plan
+from grpo.plan import PlannedStage, make_plan, places
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
 from grpo.run.interruption import Interruption
 from grpo.run.lineage import record_stage, record_start
@@ -71,7 +71,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         if all(planned.is_done for planned in plan):
             progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
             return _write_summary(loaded, run, plan, "complete")
-        settled = _settled_before(loaded, run)
+        settled = _settled_before(loaded, run, plan)
         artifacts: dict[str, Artifact] = {}
         from grpo.stages import runner_of
         from grpo.stages.budgets import settle_all
@@ -81,6 +81,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         try:
             record_start(run.path, loaded.base)
             _start_ray()
+            interruption.listen()  # Ray has a handler of its own for SIGTERM
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
             write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
@@ -110,7 +111,9 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     if not holds_training(folder):
         shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
     folder.mkdir(parents=True, exist_ok=True)
-    run.write_start(planned.number, stage.name, {"fingerprint": planned.fingerprint, "identity": dict(planned.identity)})
+    run.write_start(
+        planned.number, stage.name, {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "places": places(work.recipe)}
+    )
     started = time.monotonic()
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
@@ -145,12 +148,13 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
 
 
-def _settled_before(loaded: LoadedRecipe, run: RunFolder) -> dict[str, int]:
-    """tokens_per_device by stage, of an earlier start of this run: kept, so that the run repeats whatever memory this machine has."""
+def _settled_before(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, int]:
+    """tokens_per_device of the stages that an earlier start of this run began: kept, so that they repeat whatever memory this machine has."""
     file = run.path / "recipe.yaml"
     if not file.exists():
         return {}
-    left_open = {stage.name for stage in loaded.recipe.stages if getattr(stage, "tokens_per_device", 0) is None}
+    begun = {each.stage.name for each in plan if run.record(each.number, each.stage.name) or run.start(each.number, each.stage.name)}
+    left_open = {stage.name for stage in loaded.recipe.stages if stage.name in begun and getattr(stage, "tokens_per_device", 0) is None}
     stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
     return {stage["name"]: stage["tokens_per_device"] for stage in stages if stage["name"] in left_open and stage.get("tokens_per_device")}
 

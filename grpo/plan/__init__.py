@@ -14,6 +14,6 @@
 Importing this loads no torch; memory and measurements do, when they are asked.
 """
 
-from grpo.plan.stages import PlannedStage, make_plan
+from grpo.plan.stages import PlannedStage, make_plan, places
 
-__all__ = ["PlannedStage", "make_plan"]
+__all__ = ["PlannedStage", "make_plan", "places"]

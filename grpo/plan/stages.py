@@ -80,12 +80,18 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
         begun = record or (None if redoing else run.start(number, stage.name))
         if begun is not None and begun["fingerprint"] != fingerprint and not problems:
             changed = {key for key in identity.keys() | begun["identity"].keys() if identity.get(key) != begun["identity"].get(key)}
-            if record is not None or not changed or changed - set(MAY_GROW):
+            grown = {key for key in changed & set(MAY_GROW) if identity[key] > begun["identity"][key]}
+            if record is not None or not changed or changed - grown:
                 what = f"changed since: {', '.join(sorted(changed))}" if changed else "a stage before it was changed"
                 problems.append(
                     f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
                     f"undo the change, choose another --out, or make it again with --redo {stage.name}"
                 )
+        if begun is not None and record is None and begun["places"] != places(recipe):
+            problems.append(
+                f"stage {stage.name!r} in {run.path} is half done, with {_told(begun['places'])}, and the recipe says {_told(places(recipe))} now, "
+                f"so it could not go on bit for bit; undo the change, choose another --out, or make it again with --redo {stage.name}"
+            )
         has_output = record is not None and (record["output"] is None or (run.path / record["output"]).exists())
         is_done = has_output and {name for name in inputs if name in fingerprints} <= done
         if is_done:
@@ -94,6 +100,15 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     if problems:
         raise RecipeError(problems)
     return planned
+
+
+def places(recipe: Recipe) -> dict[str, Any]:
+    """On what a half-done stage's batches, and so its bits, depend besides its identity. A finished stage does not care."""
+    return {"rollout.workers": recipe.rollout.workers, "deterministic": recipe.deterministic}
+
+
+def _told(places: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in places.items())
 
 
 def start_of(stage: AnyStage) -> str:

@@ -47,6 +47,9 @@ class _TrainerActor:
     def make(self, spec: TrainerSpec, place: RankPlace) -> None:
         self._trainer, self._is_first = PolicyTrainer(spec, place), place.rank == 0
 
+    def is_alive(self) -> bool:
+        return True
+
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What the first rank returns; all others return nothing, so that it travels once."""
         result = getattr(self._trainer, method)(*args, **kwargs)
@@ -72,8 +75,8 @@ class RemoteTrainer:
     def export(self, version: int, dtype: str) -> Any:
         """A reference to the exported weights: they go from trainer to workers through shared memory, never through the driver."""
         first, *others = self._call("export_weights", version, dtype)
-        if others:
-            self._wait([first, *others], fetch=False)
+        self._wait([first, *others], fetch=False)
+        self._wait([self._actors[0].is_alive.remote()])  # its death belongs here, and not to the workers who would wait for the weights
         return first
 
     def begin(self, method: str, *args: Any) -> Callable[[], Any]:

@@ -74,6 +74,10 @@ class Checkpoints:
         self._remember(step, score)
         self._prune()
 
+    def give_up(self, step: int) -> None:
+        """Remove what was written since ``begin``."""
+        shutil.rmtree(self._folder_of(step, WRITING), ignore_errors=True)
+
     def newest(self) -> Saved | None:
         """The newest that is whole. What a killed run left half-written is removed, and what is not whole is passed over; both are said."""
         for left in self.folder.glob(f"step-*{WRITING}"):
@@ -156,7 +160,7 @@ def problem_of(folder: Path) -> str | None:
 
 def _write(file: Path, value: Any) -> None:
     with file.open("w", encoding="utf-8") as opened:
-        json.dump(without_nan(value), opened, indent=1)
+        json.dump(without_nan(value), opened)
         opened.flush()
         os.fsync(opened.fileno())
 

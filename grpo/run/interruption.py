@@ -31,9 +31,14 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        self._before = self.listen()
         return self
+
+    def listen(self) -> dict[int, Any]:
+        """Take the signals, also after a library has taken them; returns who had them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for signum, handler in self._before.items():

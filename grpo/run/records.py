@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,16 @@ class JsonLines:
     def num_bytes(self) -> int:
         return self._file.tell()
 
-    def cut(self, num_bytes: int) -> None:
-        """Forget what stands after the first ``num_bytes``."""
-        self._file.truncate(num_bytes)
+    def sync(self) -> None:
+        """Return once what was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def cut(self, num_bytes: int) -> int:
+        """Forget what stands after the first ``num_bytes``. Returns how many bytes were lost of those, which a deleted file has."""
+        lost = max(0, num_bytes - self.path.stat().st_size)
+        self._file.truncate(num_bytes - lost)
         self._file.seek(0, 2)
+        return lost
 
     def write(self, row: Mapping[str, Any]) -> None:
         self.write_all([row])

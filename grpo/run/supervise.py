@@ -17,10 +17,16 @@ def run_again_until_done(arguments: Sequence[str], only_first: Sequence[str], re
 
     Every start goes on from the newest checkpoint. Signals are passed on, so that the run saves and ends.
     """
+    is_asked_to_stop = False
     for attempt in range(restarts + 1):
-        child = subprocess.Popen([sys.executable, "-m", "grpo.cli", *arguments, *(only_first if attempt == 0 else [])])
+        # A process group of its own: what a terminal sends to all of its processes must reach the run once, from here.
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "grpo.cli", *arguments, *(only_first if attempt == 0 else [])], process_group=0
+        )
 
         def pass_on(signum: int, frame: FrameType | None, child: subprocess.Popen[bytes] = child) -> None:
+            nonlocal is_asked_to_stop
+            is_asked_to_stop = True
             child.send_signal(signum)
 
         before = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
@@ -29,8 +35,8 @@ def run_again_until_done(arguments: Sequence[str], only_first: Sequence[str], re
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-        if code in ENDED_AS_IT_SHOULD:
-            return code
+        if code in ENDED_AS_IT_SHOULD or is_asked_to_stop:
+            return 128 - code if code < 0 else code
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if attempt < restarts:
             print(f"grpo: the run {how}; begun again, restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ class Posted:
 
     export: Callable[[], Any]
     version: int
-    then: Callable[[], Any] | None
+    then: Callable[[Meanwhile], Any] | None
     receipts: Future[list[SyncReceipt]] = field(default_factory=Future)
     found: Future[Any] = field(default_factory=Future)
 
@@ -109,8 +109,9 @@ class Ahead:
         del self._drawn[step]
         return drawn
 
-    def post(self, export: Callable[[], Any], version: int, then: Callable[[], Any] | None = None) -> Posted:
-        """Hand over new weights, once a step, as ``RolloutPool.sync`` takes them, and what to do with exactly these (which is to be waited for).
+    def post(self, export: Callable[[], Any], version: int, then: Callable[[Meanwhile], Any] | None = None) -> Posted:
+        """Hand over new weights, once a step, as ``RolloutPool.sync`` takes them, and what to do with exactly these (which is to be waited for, and
+        calls its argument now and then, which may raise to end it).
 
         Returns at once. Where nothing is drawn before the sync, ``export`` is called by it; else here, before the trainer goes on.
         """
@@ -189,7 +190,7 @@ class Ahead:
         if self._sleeps:
             self._pool.wake()
         receipts = self._pool.sync(post.export, post.version)
-        found = post.then() if post.then is not None else None
+        found = post.then(self._raise_if_closing) if post.then is not None else None
         self._done(post, receipts, found)
 
     def _done(self, post: Posted, receipts: list[SyncReceipt], found: Any = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from grpo.config import EvalStage, Evaluation
 from grpo.errors import TrainingError
 from grpo.run.records import JsonLines, read_jsonl_rows, write_json
 from grpo.stages.workplace import Outcome, Workplace
+from grpo.storage import file_digest
 from grpo.types import Checkpoint
 from rewards.extract import answer_text, last_number
 from rollout.pool import RolloutPool
@@ -84,20 +85,36 @@ def measure_checkpoint(work: Workplace, model: Checkpoint) -> Scores | None:
 
 
 def _identity(work: Workplace, model: Checkpoint, settings: Evaluation) -> str:
-    """A hash of all that a score follows from: weights, problems, template, tags, settings."""
+    """A hash of all that a score follows from: weights, problems and their answers, template, graders, settings, engine."""
     import xxhash
 
     digest = xxhash.xxh3_128()
     for file in sorted(model.path.glob("*.safetensors")):
         digest.update(file.read_bytes())
-    prompts = [row["prompt"] for row in work.rows(settings.prompts)]
-    told = [settings.model_dump(mode="json"), prompts, work.recipe.template, work.recipe.tags.model_dump(), work.recipe.rollout.dtype]
-    digest.update(json.dumps(told, sort_keys=True).encode())
+    recipe = work.recipe
+    graders = [use.use.rpartition(":")[0] for use in (settings.accuracy, settings.well_formed, settings.lenient) if use is not None]
+    files = {name: work.base / name for name in (*graders, recipe.template, (recipe.rollout.script or "").rpartition(":")[0])}
+    code = {name: file_digest(file) for name, file in files.items() if file.is_file()}
+    rollout = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script"})
+    told = [settings.model_dump(mode="json"), work.rows(settings.prompts), recipe.template, recipe.tags.model_dump(), rollout, code]
+    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Evaluation, items_path: Path | None) -> Scores:
-    """Sample with the engine's current weights and grade. ``model`` gives the tokenizer."""
+def measure(
+    work: Workplace,
+    pool: RolloutPool,
+    model: Checkpoint,
+    settings: Evaluation,
+    items_path: Path | None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Sample with the engine's current weights and grade. ``model`` gives the tokenizer; ``meanwhile`` is called now and then, and may raise."""
+
+    def progress(done: int, total: int) -> None:
+        work.progress.doing(f"evaluating: {done}/{total} samples")
+        meanwhile()
+
     tokenizer = work.tokenizer(model.path)
     prompt_set = work.prompts(settings.prompts, tokenizer, work.longest_prompt(), limit=settings.rows)
     if prompt_set.num_too_long:
@@ -112,7 +129,7 @@ def measure(work: Workplace, pool: RolloutPool, model: Checkpoint, settings: Eva
         seed=settings.seed,
         step=0,
         deadline_s=work.recipe.rollout.deadline_s,
-        progress=lambda done, total: work.progress.doing(f"evaluating: {done}/{total} samples"),
+        progress=progress,
     )
     items = grade(work, settings, prompts, completions)
     if items_path is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Keeper:
         """Trainer and logs as they were at the newest checkpoint that is whole; None, and empty logs, where there is none."""
         saved = self.checkpoints.newest()
         for log in self.logs:
-            log.cut(saved.state["logs"][log.path.name] if saved else 0)
+            lost = log.cut(saved.state["logs"][log.path.name] if saved else 0)
+            if lost:
+                self.work.progress.say(f"  {log.path} lacks {lost:,} bytes that were written to it; training goes on without them")
         if saved is None:
             return None
         self.trainer.load_state(saved.path, saved.state["trainer"])
@@ -52,7 +54,12 @@ class Keeper:
         """Around a step that makes it ``done``. Where a checkpoint is due, or the run is to stop, it holds what ``StepEnd.state`` returns."""
         end = StepEnd()
         with self.work.interruption.held():
-            yield end
+            try:
+                yield end
+            except Exception:
+                with suppress(Exception):  # whatever broke the step, the checkpoint of the one before it may be written by now
+                    self.finish()
+                raise
             self.finish()
             every = self.settings.checkpoint_every
             is_last, is_stopping = done == self.total, self.work.interruption.asked_by is not None
@@ -77,4 +84,11 @@ class Keeper:
         if self._unfinished is not None:
             done, state, wait = self._unfinished
             self._unfinished = None
-            self.checkpoints.finish(done, {**state, "trainer": wait()}, state.get("score"))
+            try:
+                numbers = wait()
+            except Exception:
+                self.checkpoints.give_up(done)
+                raise
+            for log in self.logs:
+                log.sync()
+            self.checkpoints.finish(done, {**state, "trainer": numbers}, state.get("score"))

@@ -101,8 +101,8 @@ def _train(
                         alarms_file.write(vars(alarm))
                         work.progress.say(f"  alarm, step {step + 1}: {alarm.text}")
                     end.state = partial(loop.state, step, metrics)
-                work.progress.step(step + 1, stage.steps, metrics)
-                work.trackers.step(folder.name, step + 1, metrics, rows)
+                    work.progress.step(step + 1, stage.steps, metrics)
+                    work.trackers.step(folder.name, step + 1, metrics, rows)
         trainer.save(folder / "model")
     return metrics
 
@@ -396,11 +396,11 @@ class RlLoop:
             f"  engine against trainer: mean |log-prob difference| {gap:.4f} a token; the run stops above {self.max_logprob_gap:.4f}"
         )
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, meanwhile: Meanwhile) -> dict[str, float]:
         settings = self.work.recipe.evaluation
         if settings is None:
             return {}
-        scores = evaluation.measure(self.work, self.pool, self.start, settings, None)
+        scores = evaluation.measure(self.work, self.pool, self.start, settings, None, meanwhile)
         return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
 
 

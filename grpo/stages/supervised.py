@@ -89,8 +89,8 @@ def fine_tune(
                 metrics = {**learned, **seen, **lesson.place, **replayed, "data/rows_too_long": taught.num_too_long}
                 metrics_file.write({"step": update + 1, **metrics})
                 end.state = partial(_state, metrics, watchman, update + 1)
-            work.progress.step(update + 1, len(course), metrics)
-            work.trackers.step(folder.name, update + 1, metrics)
+                work.progress.step(update + 1, len(course), metrics)
+                work.trackers.step(folder.name, update + 1, metrics)
         trainer.save(folder / "model")
     told = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     counts = {"data/rows": len(taught), "data/rows_too_long": taught.num_too_long, "data/updates": len(course)}

@@ -9,7 +9,7 @@ import pytest
 from grpo.config import MadeModel, Tags
 from grpo.errors import RecipeError
 from grpo.loading import load_recipe
-from grpo.plan import make_plan
+from grpo.plan import make_plan, places
 from grpo.run.folder import RunFolder
 from grpo.tiny import tiny_folder
 
@@ -75,6 +75,37 @@ def test_redo_accepts_the_change_for_the_stages_that_are_made_again(recipe: Path
 def test_redo_of_a_later_stage_is_refused_while_an_earlier_one_does_not_fit(recipe: Path, finished: RunFolder) -> None:
     with pytest.raises(RecipeError, match="--redo one"):
         done(recipe, finished, "stages.one.epochs=3", redo="three")
+
+
+@pytest.fixture
+def half_done(recipe: Path, finished: RunFolder) -> RunFolder:
+    """The third stage has a checkpoint and no record."""
+    loaded = load_recipe(str(recipe), ["stages.three.epochs=5"])
+    third = make_plan(loaded, finished, redo="three")[2]
+    folder = finished.stage(3, "three")
+    (folder / "stage.json").unlink()
+    (folder / "checkpoints" / "step-000004").mkdir(parents=True)
+    start = {"fingerprint": third.fingerprint, "identity": dict(third.identity), "places": places(loaded.recipe)}
+    finished.write_start(3, "three", start)
+    return finished
+
+
+@pytest.mark.parametrize("epochs", [5, 6])
+def test_a_half_done_stage_may_grow(recipe: Path, half_done: RunFolder, epochs: int) -> None:
+    assert done(recipe, half_done, f"stages.three.epochs={epochs}") == [True, True, False]
+
+
+def test_a_half_done_stage_may_not_shrink(recipe: Path, half_done: RunFolder) -> None:
+    with pytest.raises(RecipeError, match=r"stage 'three'.*is half done.*stage\.epochs.*--redo three"):
+        done(recipe, half_done, "stages.three.epochs=4")
+
+
+def test_a_half_done_stage_keeps_the_number_of_workers_and_a_finished_one_does_not_care(recipe: Path, half_done: RunFolder) -> None:
+    with pytest.raises(
+        RecipeError, match=r"half done, with rollout\.workers 1, deterministic True, and the recipe says rollout\.workers 2"
+    ):
+        done(recipe, half_done, "stages.three.epochs=5", "rollout.workers=2")
+    assert done(recipe, half_done, "rollout.workers=2", redo="three") == [True, True, False]
 
 
 def test_changed_rows_of_a_file_are_a_change(recipe: Path, finished: RunFolder) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,29 @@ def test_only_what_went_wrong_is_begun_again(
     child, log = tmp_path / "child.py", tmp_path / "starts"
     child.write_text(CHILD)
     popen = supervise.subprocess.Popen
-    monkeypatch.setattr(supervise.subprocess, "Popen", lambda command: popen([sys.executable, child, *command[3:]]))
+    monkeypatch.setattr(supervise.subprocess, "Popen", lambda command, **options: popen([sys.executable, child, *command[4:]], **options))
     assert run_again_until_done([str(log), ends], ["--redo", "x"], restarts) == code
     assert log.read_text().split(";")[:-1] == ["--redo x", *[""] * (starts - 1)]
+
+
+ASKED = """
+import os, signal, sys, time
+from grpo.run.supervise import run_again_until_done
+from grpo.run import supervise
+popen = supervise.subprocess.Popen
+sleeps = "import os, time; open(os.environ['STARTS'], 'a').write('x'); time.sleep(60)"  # has no handler yet, as while it imports
+supervise.subprocess.Popen = lambda command, **options: popen([sys.executable, "-c", sleeps], **options)
+sys.exit(run_again_until_done(["run", "x"], [], 3))
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_while_it_starts_is_not_begun_again(tmp_path: Path, signum: signal.Signals) -> None:
+    starts = tmp_path / "starts"
+    command = [sys.executable, "-c", ASKED]
+    supervisor = subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ, "STARTS": str(starts)}, start_new_session=True)
+    while not starts.exists():
+        time.sleep(0.05)
+    os.killpg(supervisor.pid, signum)  # as a terminal does: to everyone in the foreground
+    supervisor.wait(timeout=20)
+    assert supervisor.returncode in (128 + signum, 1) and starts.read_text() == "x"

@@ -144,7 +144,7 @@ def test_what_is_done_with_new_weights_is_done_with_exactly_these(ahead: Callabl
     runs = ahead(max_staleness=most)
     for step in range(STEPS):
         runs.result(step)
-        posted = runs.post(lambda step=step: step + 1, step + 1, then=lambda: pool.version)
+        posted = runs.post(lambda step=step: step + 1, step + 1, then=lambda meanwhile: pool.version)
         assert posted.found.result(timeout=5) == step + 1
 
 
