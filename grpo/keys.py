@@ -33,7 +33,7 @@ MEANINGS = {
     "algorithm": "a row of the table of variants (docs/algorithms.md), or ./file.py:name",
     "answer": "the tag around the answer",
     "by": "the column that says how hard a prompt is",
-    "checkpoint_every": "keep a checkpoint every so many steps",
+    "checkpoint_every": "updates between checkpoints; null keeps only those of a run that is stopped",
     "clip_high": "the ratio is clipped above 1 + this; the algorithm's own by default",
     "clip_low": "the ratio is clipped below 1 - this; the algorithm's own by default",
     "csv": "a file with a header; relative to the recipe",
@@ -122,6 +122,7 @@ MEANINGS_OF_MODELS = {
     "Keep": {"max_completion_tokens": "longer completions are dropped"},
     "MadeModel": {"seed": "of the initial weights"},
     "Recipe": {"data": "named sources of rows", "name": "of the run; its folder is runs/<name> by default"},
+    "Weighted": {"weight": "the source's part of the rows, in proportion to the other sources' weights"},
 }
 
 
