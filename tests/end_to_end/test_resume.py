@@ -166,9 +166,15 @@ TOO_FAST = [  # so that it gets worse, and goes back to an earlier checkpoint
     "stages.taught.keep_checkpoints=2",
 ]
 
+LOOKED_AT = [
+    "data.heldout={reasoning_gym: chain_sum, settings: {max_terms: 2, max_digits: 1}, question: 'Calculate {expression}.', rows: 8, seed: 5}",
+    "evaluation={prompts: heldout, max_completion_tokens: 8}",
+    "stages.taught.validation={every: 2, by: accuracy}",
+]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [[], TOO_FAST], ids=["plain", "with-rollbacks"])
+@pytest.mark.parametrize("changes", [[], TOO_FAST, LOOKED_AT], ids=["plain", "with-rollbacks", "by-accuracy"])
 def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_qwen2: Path, tmp_path: Path, changes: list[str]) -> None:
     recipe = tmp_path / "taught.yaml"
     recipe.write_text(SUPERVISED.format(model=tiny_qwen2), encoding="utf-8")
@@ -179,7 +185,7 @@ def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_
         return tmp_path / name / "01-taught"
 
     undisturbed = run("undisturbed", {})
-    if changes:
+    if changes is TOO_FAST:
         assert max(row.get("validation/rollbacks", 0) for row in rows_of(undisturbed / "metrics.jsonl")) >= 2
     run("killed", killed(4 * LAST_WRITE + 2))  # of two or three updates an epoch, the fifth
     stage = run("killed", {})
