@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     done: set[str] = set()
     redoing = False
     for number, stage in enumerate(recipe.stages, start=1):
-        inputs = tuple(dict.fromkeys([*inputs_of(stage), *_measured_in(recipe, stage), *_kept_alive(recipe, stage)]))
+        used = [*inputs_of(stage), *_kept_alive(recipe, stage)]
+        inputs = tuple(dict.fromkeys([*used, *_measured_in(recipe, used)]))
         settings = stage.model_dump(mode="json", by_alias=True, exclude=set(HARMLESS))
         identity = dict(_flat({**common, "stage": settings, "files": _files(loaded, stage)}))
         fingerprint = _hash([identity, [fingerprints.get(name, name) for name in inputs]])
@@ -132,9 +133,9 @@ def inputs_of(stage: AnyStage) -> Iterator[str]:
         yield mix.use
 
 
-def _measured_in(recipe: Recipe, stage: AnyStage) -> list[str]:
-    """The stages that measured the rows of a stage's sources."""
-    sources = [recipe.data[name] for name in inputs_of(stage) if name in recipe.data]
+def _measured_in(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """The stages that measured the rows of these sources."""
+    sources = [recipe.data[name] for name in names if name in recipe.data]
     return [source.measured_in for source in sources if source.measured_in is not None]
 
 

@@ -335,7 +335,7 @@ class PolicyTrainer:
         if self._skipped_in_a_row == 0:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate
-            matrices, _ = self.optimiser.param_groups
+            matrices = self.optimiser.param_groups[0]
             matrices["weight_decay"] = settings.weight_decay if weight_decay is None else weight_decay
             with self._optimiser_on_device():
                 self.optimiser.step()

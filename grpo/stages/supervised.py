@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.config import DistillStage, SftStage, SupervisedKeys, kept_alive
+from grpo.config import DistillStage, SftStage, SupervisedKeys, Validation, kept_alive
 from grpo.data.lessons import Replay, course_of
 from grpo.data.order import Shuffled, taken
 from grpo.errors import DataError
@@ -56,37 +56,30 @@ def fine_tune(
     The end token is part of the completion, so that the model learns to stop. Rows over max_tokens are left out and counted. ``earlier`` are
     rows of earlier stages, for replay and ewc.
     """
-    taught, before = tokenised(rows, start, settings, work), tokenised(earlier, start, settings, work) if earlier else None
-    held_back = None
-    if settings.validation is not None and settings.validation.by == "loss":
-        chosen = hold_back(taught.prompts, settings.validation.rows, seed)
-        if len(chosen) == len(taught):
-            raise DataError(f"validation holds {len(chosen)} of {len(taught)} rows back, and none is left to learn; lower validation.rows")
-        held_back, taught = taught.batch(sorted(chosen)), taught.without(chosen)
+    taught, held_back = _held_back(tokenised(rows, start, settings, work), settings.validation, seed)
+    before = tokenised(earlier, start, settings, work) if earlier else None
     course = course_of(settings, taught.rows, seed)
-    replay = Replay(len(before), settings.replay, seed) if before is not None else None
+    replay = Replay(len(before), settings.replay, seed) if before is not None and settings.replay else None
     spec = TrainerSpec(start.path, settings, len(course), num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
     metrics: dict[str, float] = {}
     with work.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
         if settings.ewc is not None and before is not None:
             measured = taken(Shuffled(len(before), seed, "ewc-"), 0, min(settings.ewc.rows, len(before)))
-            trainer.hold_weights(before.batch(measured), settings.ewc.coef)
+            trainer.hold_weights(before.batch(measured), settings.ewc.coef)  # before resuming: the anchor is where the stage starts
         keeper = Keeper(settings, len(course), trainer, work, folder, [metrics_file])
-        watchman = Watchman(settings.validation, held_back, keeper, work, start) if settings.validation is not None else None
+        watchman = Watchman(settings.validation, held_back, keeper, work, start)
         saved = keeper.resume("update")
         if saved is not None:
             metrics = dict(saved.state["metrics"])
-            if watchman is not None:
-                watchman.go_on(saved.state)
+            watchman.go_on(saved.state)
         for update in range(saved.step if saved else 0, len(course)):
             lesson = course[update]
-            batch = taught.batch(lesson.rows, before, replay.beside(lesson) if replay is not None else ())
-            rate = lesson.rate * (watchman.standing.rate if watchman is not None else 1.0)
+            replayed = replay.beside(lesson) if replay is not None else []
+            batch = taught.batch(lesson.rows, before, replayed)
             with keeper.step(update + 1) as end:
-                learned = trainer.supervised_update(batch, rate, lesson.weight_decay)
-                seen = watchman.after(update + 1, end) if watchman is not None else {}
-                replayed = {"data/replayed_rows": len(batch) - len(lesson.rows)} if replay is not None else {}
-                metrics = {**learned, **seen, **lesson.place, **replayed, "data/rows_too_long": taught.num_too_long}
+                learned = trainer.supervised_update(batch, lesson.rate * watchman.standing.rate, lesson.weight_decay)
+                counts = {"data/rows_too_long": taught.num_too_long} | ({"data/replayed_rows": len(replayed)} if replay else {})
+                metrics = {**learned, **watchman.after(update + 1, end), **lesson.place, **counts}
                 metrics_file.write({"step": update + 1, **metrics})
                 end.state = partial(_state, metrics, watchman, update + 1)
                 work.progress.step(update + 1, len(course), metrics)
@@ -97,13 +90,23 @@ def fine_tune(
     return {"last/loss": metrics["loss/total"], **told, **counts}
 
 
+def _held_back(rows: Tokenised, validation: Validation | None, seed: int) -> tuple[Tokenised, Batch | None]:
+    """What is left to learn, and what is held back to take the loss on, if anything."""
+    if validation is None or validation.by != "loss":
+        return rows, None
+    chosen = hold_back(rows.prompts, validation.rows, seed)
+    if len(chosen) == len(rows):
+        raise DataError(f"validation holds {len(chosen)} of {len(rows)} rows back, and none is left to learn; lower validation.rows")
+    return rows.without(chosen), rows.batch(sorted(chosen))
+
+
 def earlier_rows(stage: SftStage | DistillStage, work: Workplace) -> Rows:
     """The rows that the stage replays, or holds its weights for; none where it does neither."""
     return [row for other in kept_alive(work.recipe, stage) if other.data is not None for row in work.rows(other.data)]
 
 
-def _state(metrics: Mapping[str, float], watchman: Watchman | None, update: int) -> dict[str, Any]:
-    return {"metrics": metrics, **(watchman.state(update) if watchman is not None else {})}
+def _state(metrics: Mapping[str, float], watchman: Watchman, update: int) -> dict[str, Any]:
+    return {"metrics": metrics, **watchman.state(update)}
 
 
 def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> Tokenised:

@@ -15,7 +15,6 @@ import numpy as np
 
 from grpo.config import Validation
 from grpo.policy.batch import Batch
-from grpo.policy.remote import RemoteTrainer
 from grpo.stages import eval as evaluation
 from grpo.stages.keeping import Keeper, StepEnd
 from grpo.stages.workplace import Workplace
@@ -46,32 +45,28 @@ class Standing:
 
 
 class Watchman:
-    """Looks at the model of one stage's training. ``held_back`` are the rows that the loss is taken on."""
+    """Looks at the model of one stage's training. ``held_back`` are the rows that the loss is taken on; without ``settings`` it never looks."""
 
-    def __init__(self, settings: Validation, held_back: Batch | None, keeper: Keeper, work: Workplace, start: Checkpoint):
+    def __init__(self, settings: Validation | None, held_back: Batch | None, keeper: Keeper, work: Workplace, start: Checkpoint):
         self.settings, self.held_back, self.keeper, self.work, self.start = settings, held_back, keeper, work, start
         self.standing = Standing()
         self._pool: RolloutPool | None = None
 
-    @property
-    def trainer(self) -> RemoteTrainer:
-        return self.keeper.trainer
-
     def after(self, update: int, end: StepEnd) -> dict[str, float]:
         """What update number ``update`` led to, as metrics; nothing where no look is due. The best model's step must be kept."""
-        if update % self.settings.every and update != self.keeper.total:
+        settings, standing = self.settings, self.standing
+        if settings is None or (update % settings.every and update != self.keeper.total):
             return {}
-        look = self._loss() if self.held_back is not None else self._accuracy(update)
-        standing = self.standing
+        look = self._loss(settings, self.held_back) if self.held_back is not None else self._accuracy(settings, update)
         if look.score > standing.best_score:
             standing.best_update, standing.best_score = update, look.score
             end.must_be_kept = True
         elif standing.best_update and not look.score >= standing.best_score - look.tolerance:
-            standing.rate *= self.settings.learning_rate_factor
+            standing.rate *= settings.learning_rate_factor
             standing.num_rollbacks += 1
             self.keeper.go_back(standing.best_update, update)
             self.work.progress.say(
-                f"  update {update}: {self.settings.by} is {abs(look.score):.4g}, and was {abs(standing.best_score):.4g} after update "
+                f"  update {update}: {settings.by} is {abs(look.score):.4g}, and was {abs(standing.best_score):.4g} after update "
                 f"{standing.best_update}; goes on from that model with {standing.rate:g} times the learning rate"
             )
         return {**look.metrics, "validation/rollbacks": standing.num_rollbacks}
@@ -82,25 +77,24 @@ class Watchman:
         return {"standing": asdict(self.standing), "score": score}
 
     def go_on(self, state: Mapping[str, Any]) -> None:
-        kept = {name: value for name, value in state["standing"].items() if value is not None}  # JSON has no infinity
+        kept = {name: value for name, value in state.get("standing", {}).items() if value is not None}  # JSON has no infinity
         self.standing = Standing(**kept)
 
-    def _loss(self) -> Look:
-        """Minus the mean over the held-back rows' completion tokens of -log pi."""
-        assert self.held_back is not None
-        loss = -float(np.mean(self.trainer.logprobs(self.held_back)[self.held_back.loss_mask]))
-        return Look(-loss, _given(self.settings.tolerance, LOSS_TOLERANCE), {"validation/loss": loss})
+    def _loss(self, settings: Validation, held_back: Batch) -> Look:
+        """Cross-entropy, nats a completion token; less is better."""
+        loss = -float(np.mean(self.keeper.trainer.logprobs(held_back)[held_back.loss_mask]))
+        return Look(-loss, _given(settings.tolerance, LOSS_TOLERANCE), {"validation/loss": loss})
 
-    def _accuracy(self, update: int) -> Look:
-        """The recipe's evaluation, by an engine that holds the model of this update."""
-        settings = self.work.recipe.evaluation
-        assert settings is not None, "the recipe's check lets no such stage through"
+    def _accuracy(self, settings: Validation, update: int) -> Look:
+        """The recipe's evaluation, by engines that hold the model of this update."""
+        held_out = self.work.recipe.evaluation
+        assert held_out is not None, "the recipe's check lets no such stage through"
         if self._pool is None:
             self._pool = self.work.pool(self.start)
-        self._pool.sync(lambda: self.trainer.export(update, self.work.recipe.rollout.dtype), update)
-        scores = evaluation.measure(self.work, self._pool, self.start, settings, None)
+        self._pool.sync(lambda: self.keeper.trainer.export(update, self.work.recipe.rollout.dtype), update)
+        scores = evaluation.measure(self.work, self._pool, self.start, held_out, None)
         metrics = {"validation/accuracy": scores.accuracy, "validation/accuracy_se": scores.accuracy_se}
-        return Look(scores.accuracy, _given(self.settings.tolerance, scores.accuracy_se), metrics)
+        return Look(scores.accuracy, _given(settings.tolerance, scores.accuracy_se), metrics)
 
 
 def hold_back(prompts: Sequence[Sequence[int]], num_rows: int, seed: int) -> set[int]:

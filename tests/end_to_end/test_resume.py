@@ -186,18 +186,35 @@ stages:
 """
 
 
+TOO_FAST = [  # so that it gets worse, and goes back to an earlier checkpoint
+    "stages.taught.validation={every: 2, rows: 4, tolerance: 0.0}",
+    "stages.taught.learning_rate=0.2",
+    "stages.taught.epochs=4",
+    "stages.taught.keep_checkpoints=2",
+]
+
+LOOKED_AT = [
+    "data.heldout={reasoning_gym: chain_sum, settings: {max_terms: 2, max_digits: 1}, question: 'Calculate {expression}.', rows: 8, seed: 5}",
+    "evaluation={prompts: heldout, max_completion_tokens: 8}",
+    "stages.taught.validation={every: 2, by: accuracy}",
+]
+
+
 @pytest.mark.slow
-def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_qwen2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [[], TOO_FAST, LOOKED_AT], ids=["plain", "with-rollbacks", "by-accuracy"])
+def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_qwen2: Path, tmp_path: Path, changes: list[str]) -> None:
     recipe = tmp_path / "taught.yaml"
     recipe.write_text(SUPERVISED.format(model=tiny_qwen2), encoding="utf-8")
 
     def run(name: str, fault: dict[str, str]) -> Path:
-        result = grpo("run", recipe, "--out", tmp_path / name, env=fault)
+        result = grpo("run", recipe, *changes, "--out", tmp_path / name, env=fault)
         assert result.returncode == (-signal.SIGKILL if fault else 0), result.stdout + result.stderr
         return tmp_path / name / "01-taught"
 
     undisturbed = run("undisturbed", {})
-    run("killed", killed(4 * LAST_WRITE + 2))  # of three updates an epoch, the fifth
+    if changes is TOO_FAST:
+        assert max(row.get("validation/rollbacks", 0) for row in rows_of(undisturbed / "metrics.jsonl")) >= 2
+    run("killed", killed(4 * LAST_WRITE + 2))  # of two or three updates an epoch, the fifth
     stage = run("killed", {})
     assert steady(rows_of(stage / "metrics.jsonl")) == steady(rows_of(undisturbed / "metrics.jsonl"))
     model = Path("model") / "model.safetensors"

@@ -128,6 +128,21 @@ def test_a_stage_depends_on_the_one_that_measured_its_prompts(recipe: Path, tmp_
     ]
 
 
+def test_a_stage_depends_on_the_rows_it_replays(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(
+        RECIPE.replace("data:\n", "data:\n  more: {jsonl: rows.jsonl}\n").replace("from: base, data: rows", "from: one, data: more")
+    )
+    for keys, inputs in (("replay: 0.1, earlier: [two]", ("one", "more", "rows")), ("epochs: 1", ("one", "more"))):
+        *_, third = make_plan(load_recipe(str(recipe), [f"stages.three={{{keys}}}"]), RunFolder(tmp_path / "run"))
+        assert third.inputs == inputs
+
+
+def test_a_curriculum_is_told_by_its_phases(recipe: Path, tmp_path: Path) -> None:
+    curriculum = "stages.one.curriculum={phases: [{updates: 4, sequences_per_update: 8}, {updates: 9}]}"
+    first, *_ = make_plan(load_recipe(str(recipe), [curriculum]), RunFolder(tmp_path / "run"))
+    assert first.sizes == "2 phases, in updates of so many sequences: 4 of 8, 9 of 32"
+
+
 def test_a_made_model_depends_on_the_template_its_corpus_is_written_with() -> None:
     rows = [{"prompt": "Calculate 3 + 4", "expression": "3 + 4"}]
     made = MadeModel(make="tiny_qwen2", problems="sums")
