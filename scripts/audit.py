@@ -33,7 +33,8 @@ def main() -> int:
         problems += secrets(arguments.uv, ROOT)
     if arguments.only != "secrets":
         problems += holes(arguments.uv, ROOT / "constraints.txt")
-    print("\n".join(problems) or "audit: no known hole and no secret")
+    looked_for = [what for what in ("secrets", "holes") if arguments.only in (None, what)]
+    print("\n".join(problems) or f"audit: no {' and no '.join(looked_for)}")
     return 1 if problems else 0
 
 

@@ -411,8 +411,8 @@ ROWS = (
     ),
     FaultRow(
         39,
-        "log-probs that are not finite; trainer and engine drift apart",
-        "masked and counted; a stop at a set bound",
+        "trainer and engine drift apart",
+        "a gap above its bound stops the run before any weight changes",
         {
             TRAINER: [
                 "test_a_gap_above_the_bound_stops_before_any_weight_changes",
