@@ -38,7 +38,7 @@ class FaultRows:
         ends = [self.ends[node] for node in row.node_ids()]
         if any(end == "failed" for of_test in ends for end, _ in of_test):
             return "FAILED"
-        if not all(any(end == "passed" for end, _ in of_test) for of_test in ends):
+        if not all(of_test and all(end == "passed" for end, _ in of_test) for of_test in ends):
             return "partly held" if any(end == "passed" for of_test in ends for end, _ in of_test) else "not run"
         return "held"
 
