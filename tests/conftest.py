@@ -18,6 +18,17 @@ settings.register_profile("toolkit", deadline=None, max_examples=60)
 settings.load_profile("toolkit")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-rows", action="store_true", help="run the tests of every fault and print the table of docs/reliability.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fault-rows"):
+        from tests.faults.plugin import FaultRows
+
+        config.pluginmanager.register(FaultRows())
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, the four tags, an end and a padding token: 262 in all, because so few texts teach no merges."""

@@ -182,7 +182,7 @@ data:
     rows: 24
 rollout: {{max_sequences: 64}}
 stages:
-  - {{name: taught, kind: sft, data: sums, epochs: 2, sequences_per_update: 10, learning_rate: 1.0e-3, checkpoint_every: 1, lr_schedule: cosine}}
+  - {{{stage}, name: taught, data: sums, epochs: 2, sequences_per_update: 10, learning_rate: 1.0e-3, checkpoint_every: 1, lr_schedule: cosine}}
 """
 
 
@@ -201,10 +201,22 @@ LOOKED_AT = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [[], TOO_FAST, LOOKED_AT], ids=["plain", "with-rollbacks", "by-accuracy"])
-def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_qwen2: Path, tmp_path: Path, changes: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("kind: sft", []),
+        ("kind: sft", TOO_FAST),
+        ("kind: sft", LOOKED_AT),
+        ("kind: sft, lora: {rank: 4}", []),
+        ("kind: distill, from: {path: STUDENT}", []),
+    ],
+    ids=["sft", "sft-with-rollbacks", "sft-by-accuracy", "sft-lora", "distill"],
+)
+def test_supervised_training_goes_on_in_the_middle_of_an_epoch(
+    grpo: Grpo, tiny_qwen2: Path, tiny_llama: Path, tmp_path: Path, stage: str, changes: list[str]
+) -> None:
     recipe = tmp_path / "taught.yaml"
-    recipe.write_text(SUPERVISED.format(model=tiny_qwen2), encoding="utf-8")
+    recipe.write_text(SUPERVISED.format(model=tiny_qwen2, stage=stage.replace("STUDENT", str(tiny_llama))), encoding="utf-8")
 
     def run(name: str, fault: dict[str, str]) -> Path:
         result = grpo("run", recipe, *changes, "--out", tmp_path / name, env=fault)
@@ -215,7 +227,7 @@ def test_supervised_training_goes_on_in_the_middle_of_an_epoch(grpo: Grpo, tiny_
     if changes is TOO_FAST:
         assert max(row.get("validation/rollbacks", 0) for row in rows_of(undisturbed / "metrics.jsonl")) >= 2
     run("killed", killed(4 * LAST_WRITE + 2))  # of two or three updates an epoch, the fifth
-    stage = run("killed", {})
-    assert steady(rows_of(stage / "metrics.jsonl")) == steady(rows_of(undisturbed / "metrics.jsonl"))
+    resumed = run("killed", {})
+    assert steady(rows_of(resumed / "metrics.jsonl")) == steady(rows_of(undisturbed / "metrics.jsonl"))
     model = Path("model") / "model.safetensors"
-    assert (stage / model).read_bytes() == (undisturbed / model).read_bytes()
+    assert (resumed / model).read_bytes() == (undisturbed / model).read_bytes()

@@ -50,8 +50,9 @@ def test_of_two_that_begin_at_once_one_gets_the_folder(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, "both hold the folder"
             time.sleep(0.05)
         (refused,) = [process for process in both if process.poll() is not None]
-        assert "is in use by process" in refused.communicate()[1]
+        assert refused.stderr is not None and "is in use by process" in refused.stderr.read()
     finally:
         for process in both:
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stderr.close()

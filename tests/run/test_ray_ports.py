@@ -1,16 +1,26 @@
-"""A run on one machine listens on the loopback interface only: nothing of it can be reached from the network."""
+"""A run on one machine listens on the loopback interface only, whatever ports are taken; a cluster that RAY_ADDRESS names asks for its token."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
-import ipaddress, psutil, ray
+import contextlib, ipaddress, psutil, ray, socket
 from grpo.recipe import _start_ray
 
+taken = [socket.socket() for _ in range(3)]
+for probe, port in zip(taken, (6379, 8265, 10001)):  # where Ray and its dashboard would be
+    with contextlib.suppress(OSError):  # something else has it, which is as good
+        probe.bind(("127.0.0.1", port))
+        probe.listen()
 _start_ray()
 ray.get(ray.remote(lambda: 1).remote())
+for probe in taken:
+    probe.close()
 root = psutil.Process()
 listening = {
     (process.name(), connection.laddr.ip)
@@ -23,7 +33,50 @@ outside = [pair for pair in listening if not ipaddress.ip_address(pair[1].remove
 print("OUTSIDE", sorted(outside))
 """
 
+CLUSTER = """
+import ray
 
-def test_all_listeners_are_on_the_loopback_interface() -> None:
+ray._private.ray_constants.ENABLE_RAY_CLUSTER = True  # on the interface that others reach it by
+ray.init(num_cpus=1, include_dashboard=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+DRIVER = """
+import os, ray
+from grpo.recipe import _start_ray
+
+_start_ray()
+print("ANSWER", ray.get(ray.remote(lambda: 41 + 1).remote()), os.environ.get("RAY_AUTH_MODE"))
+"""
+
+
+def test_all_listeners_are_on_the_loopback_interface_whatever_ports_are_taken() -> None:
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
     assert "OUTSIDE []" in result.stdout, result.stdout
+
+
+@pytest.mark.faults
+def test_a_cluster_asks_for_its_token() -> None:
+    def environment(**more: str) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | more
+
+    def driver(token: str) -> subprocess.CompletedProcess[str]:
+        env = environment(RAY_ADDRESS=address, RAY_AUTH_TOKEN=token)
+        return subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, timeout=120, env=env, check=False)
+
+    ours, other = 64 * "a", 64 * "b"
+    command = [sys.executable, "-c", CLUSTER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(RAY_AUTH_TOKEN=ours), **pipes) as cluster:  # type: ignore[call-overload]
+        try:
+            address = cluster.stdout.readline().strip()
+            refused, answered = driver(other), driver(ours)
+        finally:
+            cluster.communicate("\n", timeout=60)
+    assert "ANSWER 42 token" in answered.stdout, answered.stderr
+    assert refused.returncode != 0 and "ANSWER" not in refused.stdout
+    assert (
+        "EngineError: the Ray cluster of RAY_ADDRESS=" in refused.stderr
+        and "RAY_AUTH_TOKEN must hold the cluster's token" in refused.stderr
+    )
