@@ -39,6 +39,11 @@ class Interruption:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def renew(self) -> None:
+        """After something has put handlers of its own below Python's: Ray's, on its start, aborts the process at SIGTERM."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within, the first signal only sets ``asked_by``, for whoever is inside to look at."""
