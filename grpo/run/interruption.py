@@ -45,13 +45,15 @@ class Interruption:
             signal.signal(signum, self._handle)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within, the first signal only sets ``asked_by``, for whoever is inside to look at."""
+    def held(self, until_next: bool = False) -> Iterator[None]:
+        """Within, the first signal only sets ``asked_by``, for whoever is inside to look at; ``until_next``: after it too, if nothing is raised."""
         self._is_held = True
+        is_over = True
         try:
             yield
+            is_over = not until_next
         finally:
-            self._is_held = False
+            self._is_held = not is_over
 
     def raise_if_asked(self) -> None:
         if self.asked_by is not None:
