@@ -81,7 +81,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         try:
             record_start(run.path, loaded.base)
             _start_ray()
-            interruption.listen()  # Ray has a handler of its own for SIGTERM
+            interruption.renew()
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
             write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))

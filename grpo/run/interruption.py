@@ -31,27 +31,29 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self._before = self.listen()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
         return self
-
-    def listen(self) -> dict[int, Any]:
-        """Take the signals, also after a library has taken them; returns who had them."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def renew(self) -> None:
+        """After something has put handlers of its own below Python's: Ray's, on its start, aborts the process at SIGTERM."""
+        for signum in self._before:
+            signal.signal(signum, self._handle)
+
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within, the first signal only sets ``asked_by``, for whoever is inside to look at."""
+    def held(self, until_next: bool = False) -> Iterator[None]:
+        """Within, the first signal only sets ``asked_by``, for whoever is inside to look at; ``until_next``: after it too, if nothing is raised."""
         self._is_held = True
+        is_over = True
         try:
             yield
+            is_over = not until_next
         finally:
-            self._is_held = False
+            self._is_held = not is_over
 
     def raise_if_asked(self) -> None:
         if self.asked_by is not None:

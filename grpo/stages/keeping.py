@@ -53,7 +53,7 @@ class Keeper:
     def step(self, done: int) -> Iterator[StepEnd]:
         """Around a step that makes it ``done``. Where a checkpoint is due, or the run is to stop, it holds what ``StepEnd.state`` returns."""
         end = StepEnd()
-        with self.work.interruption.held():
+        with self.work.interruption.held(until_next=done < self.total):  # a step just made is saved by the next, not lost between them
             try:
                 yield end
             except Exception:
