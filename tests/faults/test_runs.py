@@ -48,19 +48,20 @@ def test_a_run_that_is_killed_in_every_step_ends_like_an_undisturbed_one(grpo: G
 
 
 @pytest.mark.parametrize(
-    ("signum", "pause"),
+    ("signum", "pause", "staleness"),
     [
-        (signal.SIGTERM, "hang:generating:2+2"),
-        (signal.SIGINT, "hang:updating:2+2"),
-        (signal.SIGTERM, "hang:saving:6+2"),  # between the writes of the second checkpoint
+        (signal.SIGTERM, "hang:generating:2+2", 0),
+        (signal.SIGINT, "hang:updating:2+2", 0),
+        (signal.SIGTERM, "hang:saving:6+2", 0),  # between the writes of the second checkpoint
+        (signal.SIGTERM, "hang:updating:2+2", 2),
     ],
-    ids=["while-sampling", "in-an-update", "in-a-save"],
+    ids=["while-sampling", "in-an-update", "in-a-save", "while-drawing-ahead"],
 )
 def test_a_signal_in_any_part_of_a_step_lets_it_end_and_saves_it(
-    begun: Begun, scripted: Path, tmp_path: Path, signum: signal.Signals, pause: str
+    begun: Begun, scripted: Path, tmp_path: Path, signum: signal.Signals, pause: str, staleness: int
 ) -> None:
     out = tmp_path / "run"
-    run = begun("run", scripted, "stages.reason.steps=60", "--out", out, fault=pause)
+    run = begun("run", scripted, "stages.reason.steps=60", f"rollout.max_staleness={staleness}", "--out", out, fault=pause)
     wait_until((tmp_path / "happened").exists, run)
     run.send_signal(signum)
     stdout, stderr = run.communicate(timeout=120)
@@ -72,9 +73,10 @@ def test_a_signal_in_any_part_of_a_step_lets_it_end_and_saves_it(
     assert newest is not None and newest.step == rows_of(out / STAGE / "metrics.jsonl")[-1]["step"] < 60
 
 
-def test_a_second_signal_does_not_wait_for_the_step(begun: Begun, scripted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_second_signal_does_not_wait_for_the_step(begun: Begun, scripted: Path, tmp_path: Path, staleness: int) -> None:
     out = tmp_path / "run"
-    run = begun("run", scripted, "--out", out, fault="hang:updating:2")  # a step that never ends
+    run = begun("run", scripted, f"rollout.max_staleness={staleness}", "--out", out, fault="hang:updating:2")  # a step that never ends
     wait_until((tmp_path / "happened").exists, run)
     run.send_signal(signal.SIGTERM)
     time.sleep(1.0)
