@@ -70,7 +70,7 @@ def result_of(stage: Path) -> dict[str, Any]:
 
 def test_kill_9_and_the_same_command_end_in_the_same_bits(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     # 32 prompts: the second epoch begins within the third step.
-    changes = ["stages.reason.steps=3", "stages.reason.checkpoint_every=1", "stages.reason.prompts_per_step=12"]
+    changes = ["stages.reason.steps=3", "stages.reason.checkpoint_every=1", "stages.reason.prompts_per_step=12", "rollout.sync=in_place"]
 
     def run(name: str, fault: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return grpo("run", small_rl, *changes, "--out", tmp_path / name, env={**fault, "MARKED": str(tmp_path)})
@@ -116,7 +116,8 @@ def test_optimiser_and_weights_go_on_to_the_bit(grpo: Grpo, small_rl: Path, tmp_
     assert [row["step"] for row in rows_of(tmp_path / "killed" / "01-reason" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_leaves_no_process(small_rl: Path, tmp_path: Path, grpo: Grpo, signum: signal.Signals) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "grpo.cli", "run", str(small_rl), "stages.reason.steps=60", "--out", str(out)]
