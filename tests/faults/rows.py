@@ -39,7 +39,7 @@ ROWS = (
         "the one before loads; what is left is removed, and said",
         {
             CHECKPOINTS: ["test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint"],
-            RESUME: ["test_kill_9_and_the_same_command_give_the_same_bits"],
+            RESUME: ["test_kill_9_and_the_same_command_end_in_the_same_bits", "test_optimiser_and_weights_go_on_to_the_bit"],
         },
     ),
     FaultRow(
@@ -66,7 +66,8 @@ ROWS = (
         "the same bits, for rl, sft, distill and adapters, in the middle of an epoch too",
         {
             RESUME: [
-                "test_kill_9_and_the_same_command_give_the_same_bits",
+                "test_kill_9_and_the_same_command_end_in_the_same_bits",
+                "test_optimiser_and_weights_go_on_to_the_bit",
                 "test_supervised_training_goes_on_in_the_middle_of_an_epoch",
             ],
             STATE: ["test_resumed_training_is_undisturbed_training", "test_two_ranks_go_on_to_the_bit_each_with_its_own_shard"],
@@ -186,7 +187,7 @@ ROWS = (
         16,
         "all workers dead",
         "an error within the deadline",
-        {POOL: ["test_too_few_workers_left_stop_the_run_and_say_why", "test_workers_that_hang_in_every_sync_end_the_run_and_say_why"]},
+        {POOL: ["test_too_few_workers_left_stop_the_run_and_say_why", "test_a_worker_that_hangs_in_every_sync_ends_the_run_and_says_why"]},
     ),
     FaultRow(
         17,

@@ -202,6 +202,7 @@ def test_a_thread_scores_as_the_main_thread_does(math, answer: str) -> None:
 EVERYWHERE = [*SAME[::8], *DIFFERENT[::8], ("42", "9^{9^{9^9}}", "undecidable"), ("Paris", "5", "an unreadable gold answer")]
 
 
+@pytest.mark.slow
 def test_a_ray_actor_and_asyncio_score_as_the_main_thread_does(math, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signals, on which math-verify's own timeouts rest, work in the main thread only."""
     import ray

@@ -51,7 +51,9 @@ import os, signal, sys, time
 from grpo.run.supervise import run_again_until_done
 from grpo.run import supervise
 popen = supervise.subprocess.Popen
-sleeps = "import os, time; open(os.environ['STARTS'], 'a').write('x'); time.sleep(60)"  # has no handler yet, as while it imports
+sleeps = (  # has no handler yet, as while it imports
+    "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); open(os.environ['STARTS'], 'a').write('x'); time.sleep(60)"
+)
 supervise.subprocess.Popen = lambda command, **options: popen([sys.executable, "-c", sleeps], **options)
 sys.exit(run_again_until_done(["run", "x"], [], 3))
 """

@@ -35,6 +35,7 @@ def test_bench_trainer_measures_memory_in_processes_of_their_own() -> None:
     assert found["logits_gib"] == 2 * 2 * 8 * 400 * 4 / 2**30
 
 
+@pytest.mark.slow
 def test_bench_rollout_overlaps_a_step_with_the_next_ones_samples() -> None:
     found = last_line(SCRIPTS / "bench_rollout.py", "--overlap", "--seconds", "0.5", "--json")
     assert found["rollouts_begun"]["strict"] == [1, 2, 3, 4, 5]
