@@ -38,6 +38,8 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if isinstance(error, KeyboardInterrupt) and self.asked_by is not None:
+            raise Interrupted(self.asked_by) from None  # Ray, where it waits, makes a plain KeyboardInterrupt of it
 
     def renew(self) -> None:
         """After something has put handlers of its own below Python's: Ray's, on its start, aborts the process at SIGTERM."""
@@ -67,5 +69,5 @@ class Interruption:
             self.asked_by = signum
             self.say(f"  {signal.Signals(signum).name}: this step is finished and saved; once more stops at once")
             return
-        self._is_closing = True
+        self.asked_by, self._is_closing = signum, True
         raise Interrupted(signum)
