@@ -94,7 +94,7 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
         pytest.param("drop", "was not received", marks=pytest.mark.slow),
         pytest.param("stale", "differs from what was sent", marks=pytest.mark.slow),
         pytest.param("transpose", "differs from what was sent", marks=pytest.mark.slow),
-        ("stale_kernel", "the kernel of"),
+        pytest.param("stale_kernel", "the kernel of", marks=pytest.mark.slow),
     ],
 )
 def test_a_corrupted_sync_stops_the_run_and_names_the_tensor(fault: str, says: str, grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
