@@ -12,6 +12,7 @@ import builtins
 import operator
 import os
 import sys
+from abc import ABC, abstractmethod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class UnsupportedError(BaseException):
     """The tests hand over something that cannot travel. No Exception, so that no test catches it."""
 
 
-class Peer:
+class Peer(ABC):
     """One end of the socket. Either side may ask while the other waits for its reply: the tests for work, the answer for a callback."""
 
     def __init__(self, channel_fd: int):
@@ -69,14 +70,14 @@ class Peer:
         while True:
             self._send(self.serve(self._receive()))
 
-    def do(self, operation: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def do(self, operation: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any: ...
 
-    def pack_object(self, value: Any) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def pack_object(self, value: Any) -> dict[str, Any]: ...
 
-    def unpack_object(self, kind: str, content: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def unpack_object(self, kind: str, content: Any) -> Any: ...
 
     def pack(self, value: Any) -> Any:
         """Plain data as JSON; of a subclass, the plain part."""

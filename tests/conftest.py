@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,18 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.faults.plugin import FaultRows
 
         config.pluginmanager.register(FaultRows())
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, as a run starts it."""
+    import ray
+
+    from grpo.recipe import _start_ray
+
+    _start_ray()
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

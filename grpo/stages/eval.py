@@ -90,7 +90,7 @@ def _identity(work: Workplace, model: Checkpoint, settings: Evaluation) -> str:
 
     digest = xxhash.xxh3_128()
     for file in sorted(model.path.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+        digest.update(file_digest(file).encode())
     recipe = work.recipe
     graders = [use.use.rpartition(":")[0] for use in (settings.accuracy, settings.well_formed, settings.lenient) if use is not None]
     files = {name: work.base / name for name in (*graders, recipe.template, (recipe.rollout.script or "").rpartition(":")[0])}

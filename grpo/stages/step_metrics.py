@@ -10,12 +10,15 @@ import numpy as np
 
 from grpo.config import Tags
 from grpo.data.order import source_of
-from grpo.types import Group
+from grpo.types import Group, Sample
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
 from rewards.repetition import repeated_ngram_share
 from rewards.words import words
 from rollout.faults import fault_point
+
+MAX_TEXTS_READ = 256
+"""Of a step, for repetition, in the driver; spread evenly over its groups."""
 
 
 def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags) -> dict[str, float]:
@@ -36,12 +39,18 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
         "rollout/well_formed_frac": float(np.mean(formed)),
-        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(sample.completion.text), 4) for sample in samples])),
+        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(text), 4) for text in _evenly_chosen_texts(samples)])),
     }
     for name in samples[0].parts:
         known = [value for sample in samples if (value := sample.parts[name]) is not None]
         metrics[f"reward/{name}"] = float(np.mean(known)) if known else float("nan")
     return metrics
+
+
+def _evenly_chosen_texts(samples: Sequence[Sample]) -> list[str]:
+    """At most MAX_TEXTS_READ: a step of 8,192 samples x 10,000 tokens would keep the driver busy for longer than an update."""
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), MAX_TEXTS_READ)).astype(int)
+    return [samples[index].completion.text for index in chosen]
 
 
 def metrics_by_source(groups: Sequence[Group]) -> dict[str, float]:

@@ -14,14 +14,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 Grpo = Callable[..., subprocess.CompletedProcess[str]]
 
-SMALL_RL = """
-name: small
+SUMS_OVER_A_MODEL = """
 model: {{path: {model}}}
 template: plain
 data:
   sums: &sums
     reasoning_gym: chain_sum
     settings: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}
+"""
+"""What recipes of tests begin with; the rest of the source follows."""
+
+SMALL_RL = (
+    f"name: small{SUMS_OVER_A_MODEL}"
+    + """\
     question: "{{expression}}"
     rows: 32
     disjoint_from: [heldout]
@@ -42,6 +47,7 @@ stages:
     kl_coef: 0.01
     rewards: [{{use: ./lengths.py:few_tokens}}]
 """
+)
 
 REWARD = """
 def few_tokens(num_tokens: int, completion: str) -> float:

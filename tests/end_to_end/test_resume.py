@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Grpo, rows_of
+from tests.end_to_end.conftest import ROOT, SUMS_OVER_A_MODEL, Grpo, rows_of
 
 VARIES = ("time/", "rollout/tokens_per_s", "rollout/workers_lost")
 LAST_WRITE = 4  # of a checkpoint: after it, the checkpoint is whole and under its name
@@ -169,14 +169,9 @@ def test_an_edit_is_followed_where_nothing_was_kept(grpo: Grpo, small_rl: Path, 
     assert len(rows_of(out / "01-reason" / "metrics.jsonl")) == 1
 
 
-SUPERVISED = """
-name: taught
-model: {{path: {model}}}
-template: plain
-data:
-  sums:
-    reasoning_gym: chain_sum
-    settings: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}
+SUPERVISED = (
+    f"name: taught{SUMS_OVER_A_MODEL}"
+    + """\
     question: "Calculate {{expression}}."
     completion: worked_sums
     rows: 24
@@ -184,6 +179,7 @@ rollout: {{max_sequences: 64}}
 stages:
   - {{{stage}, name: taught, data: sums, epochs: 2, sequences_per_update: 10, learning_rate: 1.0e-3, checkpoint_every: 1, lr_schedule: cosine}}
 """
+)
 
 
 TOO_FAST = [  # so that it gets worse, and goes back to an earlier checkpoint

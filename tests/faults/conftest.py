@@ -13,17 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import REWARD, ROOT, grpo  # noqa: F401 - fixtures
+from tests.end_to_end.conftest import REWARD, ROOT, SUMS_OVER_A_MODEL, grpo  # noqa: F401 - fixtures
 from tests.end_to_end.test_resume import processes_of
 
-SCRIPTED = """
-name: scripted
-model: {{path: {model}}}
-template: plain
-data:
-  sums:
-    reasoning_gym: chain_sum
-    settings: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}
+SCRIPTED = (
+    f"name: scripted{SUMS_OVER_A_MODEL}"
+    + """\
     question: "{{expression}}"
     completion: worked_sums
     rows: 32
@@ -42,6 +37,7 @@ stages:
     checkpoint_every: 1
     rewards: [{{use: ./lengths.py:few_tokens}}]
 """
+)
 
 SCRIPT = """
 def seeded(request, version):

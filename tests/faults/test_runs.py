@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from grpo.run.checkpoints import Checkpoints
-from tests.end_to_end.conftest import Grpo, rows_of
+from tests.end_to_end.conftest import SUMS_OVER_A_MODEL, Grpo, rows_of
 from tests.end_to_end.test_resume import gone_within, steady
 from tests.faults.conftest import Begun, small_disk, wait_until
 
@@ -153,14 +153,9 @@ def test_an_update_that_asks_for_too_much_memory_is_told_with_numbers(grpo: Grpo
         assert words in result.stderr
 
 
-TWO_STAGES = """
-name: twice
-model: {{path: {model}}}
-template: plain
-data:
-  sums:
-    reasoning_gym: chain_sum
-    settings: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}
+TWO_STAGES = (
+    f"name: twice{SUMS_OVER_A_MODEL}"
+    + """\
     question: "Calculate {{expression}}."
     completion: worked_sums
     rows: 16
@@ -169,6 +164,7 @@ stages:
   - &taught {{name: first, kind: sft, data: sums, sequences_per_update: 4, learning_rate: 1.0e-3, checkpoint_every: 1}}
   - {{<<: *taught, name: second, from: first}}
 """
+)
 
 
 @pytest.mark.slow

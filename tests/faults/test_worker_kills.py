@@ -18,7 +18,7 @@ import pytest
 
 from rollout.pool import RolloutPool
 from tests.end_to_end.conftest import Grpo, grpo, rows_of, small_rl  # noqa: F401 - fixtures
-from tests.rollout.test_pool import drawn, local_ray, make_pool, synced, tokens  # noqa: F401 - fixtures
+from tests.rollout.test_pool import drawn, make_pool, synced, tokens  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.faults
 PHASES = ("generating", "idle", "syncing", "starting")

@@ -39,15 +39,6 @@ PROMPTS = [Prompt(f"p{i}", (5, 6, 7 + i)) for i in range(6)]
 MakePool = Callable[..., RolloutPool]
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    from grpo.recipe import _start_ray
-
-    _start_ray()
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def make_pool(local_ray: None, tmp_path: Path, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakePool]:
     """A pool of scripted workers that hold the tiny model; ``fault`` happens once, or every time with ``always``."""

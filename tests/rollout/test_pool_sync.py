@@ -15,7 +15,6 @@ from rollout.pool import PoolSettings, RolloutPool
 from rollout.proof import perturb, read_safetensors, write_model
 from rollout.types import Completion, Prompt, Sampling
 from rollout.weights import pack_weights
-from tests.rollout.test_pool import local_ray  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
 PROMPTS = [Prompt(f"p{i}", tuple(range(5 + i, 12 + i))) for i in range(12)]
@@ -52,7 +51,7 @@ def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> 
 
 
 @pytest.fixture
-def make_pool(local_ray: None) -> Iterator[Callable[[Path], RolloutPool]]:  # noqa: F811
+def make_pool(local_ray: None) -> Iterator[Callable[[Path], RolloutPool]]:
     made: list[RolloutPool] = []
 
     def make(folder: Path) -> RolloutPool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from grpo.errors import TrainingError
 from grpo.stages.ahead import Ahead
 from rollout.errors import WeightSyncError
 from rollout.types import Completion
@@ -201,3 +202,17 @@ def test_a_stage_that_ends_early_ends_its_drawing(ahead: Callable[..., Ahead]) -
     began = time.monotonic()
     runs.close()
     assert ended == [0] and time.monotonic() - began < 2
+
+
+def test_a_stage_that_ends_early_ends_what_is_being_done_with_its_weights(ahead: Callable[..., Ahead]) -> None:
+    def evaluate(meanwhile: Callable[[], None]) -> None:
+        while True:
+            meanwhile()
+            time.sleep(0.01)
+
+    runs = ahead()
+    posted = runs.post(lambda: 1, 1, then=evaluate)
+    time.sleep(0.05)
+    runs.close()
+    with pytest.raises(TrainingError, match="the stage ended"):
+        posted.found.result(timeout=2)
