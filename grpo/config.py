@@ -213,6 +213,10 @@ class Rollout(Strict):
     sync: Literal["auto", "in_place", "rebuild"] = Field(
         "auto", description="auto: in place where the start-up self-test proves it right, else rebuild"
     )
+    transport: Literal["host", "nixl", "cuda_ipc"] = Field(
+        "host",
+        description="of new weights: through main memory, from device to device (RDMA, NVLink; needs the package nixl), or within one GPU",
+    )
     script: str | None = Field(
         None, description="scripted engine only: ./file.py:name, a function of (request, version) that returns the completion's token ids"
     )

@@ -54,6 +54,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.sync == "in_place":
         text = "an engine over several GPUs cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"
         yield _clash(("rollout",), text, "sync", "gpus_per_worker")
+    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.transport == "cuda_ipc":
+        text = f"cuda_ipc hands over memory of one GPU, and gpus_per_worker is {recipe.rollout.gpus_per_worker}; use host or nixl"
+        yield _clash(("rollout",), text, "transport", "gpus_per_worker")
     if recipe.rollout.sleep and recipe.rollout.max_staleness:
         text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
         yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo import tested
+from grpo.cores import num_cores
 from grpo.errors import ToolkitError
 
 State = Literal["ok", "note", "fail"]
@@ -182,7 +183,7 @@ print(json.dumps({
 
 def look_at_cpu(deadline_s: float) -> Iterator[Finding]:
     flags = _cpu_flags()
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     known = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "asimd": "NEON", "bf16": "BF16"}
     names = [name for flag, name in known.items() if flag in flags]
     text = f"{cores} core{'s' if cores != 1 else ''} with {', '.join(names) or 'no vector instructions that are used here'}"
@@ -377,7 +378,7 @@ def train_and_draw() -> None:
     with tempfile.TemporaryDirectory(prefix="grpo-doctor-") as folder:
         os.environ["GRPO_CACHE"] = folder
         model = make_tiny(made, rows, Tags(), lambda question: question, lambda *_: None)
-        engine = VllmEngine(EngineSettings(max_sequences=4, max_tokens=64, num_threads=os.cpu_count() or 1, gpu_memory_frac=0.3))
+        engine = VllmEngine(EngineSettings(max_sequences=4, max_tokens=64, num_threads=num_cores(), gpu_memory_frac=0.3))
         engine.load_model(model, version=0)
         requests = [Request(str(seed), (1, 2, 3), Sampling(max_tokens=8), seed=seed) for seed in range(4)]
         drawn = generate(engine, requests, deadline_s=60)

@@ -29,6 +29,10 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     yield from _template(recipe.template, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
+    if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
+        yield Finding(
+            ("rollout", "transport"), "nixl is not installed; pip install nixl, or delete transport: weights then go through main memory"
+        )
     for number, tracker in enumerate(recipe.trackers):
         yield from _tracker(tracker, base, ("trackers", number))
     columns: Columns = {}

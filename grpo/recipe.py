@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
+from grpo.cores import num_cores
 from grpo.data.preview import previews
 from grpo.errors import EngineError, RecipeError, StorageError
 from grpo.graph import check_graph
@@ -295,6 +296,7 @@ def _start_ray() -> None:
     else:
         # Ray's agents look so long for the head of a cluster that was killed with its driver, before they end too.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # for rollout.transport: nixl, which would listen on every interface
     import ray
 
     if ray.is_initialized():
@@ -302,7 +304,7 @@ def _start_ray() -> None:
     ray._raylet.Config.initialize("")  # where ray was imported before, it has read those variables already
     # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
     with contextlib.chdir(Path(__file__).parents[1]):
-        here = dict(num_cpus=os.cpu_count(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
+        here = dict(num_cpus=num_cores(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
         # Ray replaces the loopback address by one that can be reached from elsewhere, unless this says that there is no elsewhere.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = bool(address)
         try:

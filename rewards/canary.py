@@ -11,6 +11,8 @@ from rewards.equality import plain_number, same_number
 from rewards.runtime import RewardRuntime, Scored, ScoreInput
 from rewards.words import words
 
+MAX_GOLDS_READ = 5000
+"""A gold answer that is no plain number takes milliseconds to read; more of them are half a minute."""
 RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
 
 
@@ -77,6 +79,25 @@ def canary_problems(
         return []
     trials = canary_trials(runtime, rows, render, num_rows=num_rows, column=column)
     return problems_of(trials, rows, name, name in runtime.required, runtime.rewards[name].options.check_gold)
+
+
+def unreadable_golds(
+    runtime: RewardRuntime, rows: Sequence[Mapping[str, Any]], render: Callable[[str], str], *, name: str, column: str = "answer"
+) -> list[int]:
+    """Rows whose own gold answer reward ``name`` cannot judge: nothing that the policy says to them will count.
+
+    Plain numbers are taken as read. Of the others MAX_GOLDS_READ different ones are tried, spread over all.
+    """
+    by_gold: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        gold = row.get(column)
+        if plain_number(str(gold)) is None:
+            by_gold.setdefault("" if gold is None else str(gold), []).append(index)
+    golds = list(by_gold)
+    golds = golds[:: len(golds) // (MAX_GOLDS_READ + 1) + 1]
+    inputs = [ScoreInput(_columns(rows[by_gold[gold][0]], render(gold))) for gold in golds]
+    scored = runtime.score(inputs, {name: 1.0}) if inputs else []
+    return sorted(index for gold, result in zip(golds, scored, strict=True) if result.parts[name] is None for index in by_gold[gold])
 
 
 def problems_of(

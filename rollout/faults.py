@@ -86,6 +86,9 @@ def corrupt(update: WeightUpdate, before: WeightUpdate | None) -> WeightUpdate:
         case "stale" if before is not None:
             payload[name] = before.payload[name]
         case "transpose":
-            side = update.manifest[name].shape[0]
-            payload[name] = np.ascontiguousarray(payload[name].reshape(side, side, -1).transpose(1, 0, 2)).reshape(-1)
+            side, raw = update.manifest[name].shape[0], payload[name]
+            if isinstance(raw, np.ndarray):
+                payload[name] = np.ascontiguousarray(raw.reshape(side, side, -1).transpose(1, 0, 2)).reshape(-1)
+            else:
+                payload[name] = raw.T.contiguous()
     return replace(update, payload=payload)

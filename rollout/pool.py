@@ -29,6 +29,7 @@ from rollout.proof import ReloadProof
 from rollout.seeds import sample_seed
 from rollout.types import Completion, Finished, Prompt, Request, Sampling
 from rollout.vllm_engine import environment
+from rollout.weights import Transport
 from rollout.worker import RolloutWorker, SyncMode, SyncReceipt
 
 Progress = Callable[[int, int], None]
@@ -46,6 +47,7 @@ class PoolSettings:
 
     min_workers     the run stops when fewer are left that may still be restarted
     max_restarts    of each worker, over the pool's life; the n-th waits ``backoff_s`` x 2^(n - 1) before it starts
+    transport       how weights come to them
     """
 
     workers: int = 1
@@ -53,6 +55,7 @@ class PoolSettings:
     max_restarts: int = 3
     backoff_s: float = 0.5
     dispatch: Dispatch = "fixed"
+    transport: Transport = "host"
 
 
 @dataclass(eq=False)
@@ -92,7 +95,7 @@ class RolloutPool:
         self.num_lost = 0
         self.is_closed = False
         self._engine, self._script, self._base = engine, script, base
-        self._actor = ray.remote(RolloutWorker).options(**_actor_options(engine, settings))
+        self._actor = ray.remote(**_actor_options(engine, settings, workers.transport))(RolloutWorker)
         self._slots = [_Slot(index) for index in range(workers.workers)]
         self._has_served = False
         self._folder: Path | None = None
@@ -478,8 +481,14 @@ def _vocabulary(folder: Path) -> int | None:
     return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
 
 
-def _actor_options(engine: str, settings: EngineSettings) -> dict[str, Any]:
+def _actor_options(engine: str, settings: EngineSettings, transport: Transport = "host") -> dict[str, Any]:
     """Workers and trainer take turns on a CPU, so they reserve none: an actor that asks for more than there is would wait for ever, silently."""
     variables = environment(settings) if engine == "vllm" else {"OMP_NUM_THREADS": str(settings.num_threads)}
     variables |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    return {"num_cpus": 0, "num_gpus": settings.gpu_share, "runtime_env": {"env_vars": variables}, "max_restarts": 0}
+    return {
+        "num_cpus": 0,
+        "num_gpus": settings.gpu_share,
+        "runtime_env": {"env_vars": variables},
+        "max_restarts": 0,
+        "enable_tensor_transport": transport != "host",
+    }

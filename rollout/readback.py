@@ -94,4 +94,4 @@ def _column_problems(name: str, module: Any, weight: torch.Tensor, seed: int) ->
 def _same(held: torch.Tensor, sent: torch.Tensor) -> bool:
     import torch
 
-    return held.shape == sent.shape and torch.equal(held.cpu().to(sent.dtype), sent)
+    return held.shape == sent.shape and torch.equal(held.to(sent.dtype), sent.to(held.device))

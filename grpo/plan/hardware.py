@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config import Recipe
+from grpo.cores import num_cores
 from grpo.policy.machine import GIB, Machine, host_bytes
 
 
@@ -46,7 +46,7 @@ def site_of(recipe: Recipe, out: Path) -> Site:
     return Site(
         machine=Machine(gpu_bytes if gpus else host, stated.nodes * gpus),
         nodes=stated.nodes,
-        cpus=stated.cpus or os.cpu_count() or 1,
+        cpus=stated.cpus or num_cores(),
         host_bytes=host,
         disk_bytes=int(stated.disk_gib * GIB) if stated.disk_gib else _free_disk(out),
         is_stated=bool(stated.model_fields_set),

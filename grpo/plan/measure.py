@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import Recipe
+from grpo.cores import num_cores
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture
 from grpo.plan.duration import OPTIMISER_BYTES, Rates
@@ -52,7 +53,7 @@ def _apart(what: str, asked: dict[str, Any]) -> dict[str, Any]:
     """In a fresh process, as in a run; in a folder where no file of the user's hides a package."""
     from grpo.policy.remote import KEEP_FREED_MEMORY
 
-    environment = {**os.environ, **(KEEP_FREED_MEMORY if what == "trainer" else {}), "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    environment = {**os.environ, **(KEEP_FREED_MEMORY if what == "trainer" else {}), "OMP_NUM_THREADS": str(num_cores())}
     command = [sys.executable, "-m", "grpo.plan.measure", what]
     here = Path(__file__).parents[2]
     ran = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, env=environment, cwd=here, timeout=DEADLINE_S)
@@ -79,7 +80,7 @@ def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, float]:
     samples = max(2, (asked["tokens_per_pass"] - prompt) // completion)
     optimiser = Optimiser(learning_rate=1e-6, tokens_per_device=prompt + samples * completion)
     spec = TrainerSpec(
-        folder, optimiser, 1000, replace(GRPO, kl_coef=0.0), num_threads=os.cpu_count(), layout=Trainer(precision=asked["precision"])
+        folder, optimiser, 1000, replace(GRPO, kl_coef=0.0), num_threads=num_cores(), layout=Trainer(precision=asked["precision"])
     )
     trainer = PolicyTrainer(spec)
     bytes_per_s = _bytes_per_s(torch)
@@ -105,7 +106,7 @@ def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
 
     model = _random_model(asked["config"], folder)
     settings, steps = asked["rollout"], min(asked["completion"], MOST_STEPS)
-    longest, threads = asked["prompt"] + steps, os.cpu_count() or 1
+    longest, threads = asked["prompt"] + steps, num_cores()
     sizes = EngineSettings(settings["dtype"], settings["kv_cache_gib"], settings["max_sequences"], longest, threads)
     worker = RolloutWorker(settings["engine"], sizes)
     worker.load_model(folder, version=0)

@@ -107,14 +107,17 @@ def _flat(rows: Sequence[Row], dtype: type) -> np.ndarray:
 
 
 def batch_of_groups(groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> Batch:
-    """The samples of ``groups`` that have a reward, in order, as a Batch; advantages[i][j] belongs to sample j of group i."""
+    """The samples of ``groups`` that have a reward, in order, as a Batch; advantages[i][j] belongs to sample j of group i.
+
+    A token to which the engine gave a log-probability that is not finite does not count.
+    """
     kept = [(i, j) for i, group in enumerate(groups) for j, sample in enumerate(group.samples) if sample.reward is not None]
     drawn = [groups[i].samples[j].completion.arrays for i, j in kept]
     return make_batch(
         [groups[i].prompt.tokens for i, _ in kept],
         [arrays.tokens for arrays in drawn],
         group=[i for i, _ in kept],
-        trainable=[arrays.trainable for arrays in drawn],
+        trainable=[arrays.trainable & np.isfinite(arrays.logprobs) for arrays in drawn],
         sampled_logprobs=[arrays.logprobs for arrays in drawn],
         advantages=[advantages[i][j] for i, j in kept],
     )

@@ -19,6 +19,7 @@ from grpo.policy.budget import footprint
 from grpo.policy.ranks import RankPlace
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 from rollout.faults import VARIABLES
+from rollout.weights import Transport
 
 START_DEADLINE_S = 120.0
 
@@ -59,13 +60,15 @@ class _TrainerActor:
 class RemoteTrainer:
     """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result."""
 
-    def __init__(self, spec: TrainerSpec, gpu_share: float = 0.0):
+    def __init__(self, spec: TrainerSpec, gpu_share: float = 0.0, transport: Transport = "host"):
         ranks = spec.layout.ranks
         self._group = _placement(ranks, gpu_share) if ranks > 1 else None
         if spec.num_threads:
             spec = replace(spec, num_threads=max(1, spec.num_threads // ranks))
-        self._spec = spec
-        self._actors = [ray.remote(_TrainerActor).options(**_options(spec, self._group, rank, gpu_share)).remote() for rank in range(ranks)]
+        self._spec, self._transport = spec, transport
+        self._actors = [
+            ray.remote(**_options(spec, self._group, rank, gpu_share, transport))(_TrainerActor).remote() for rank in range(ranks)
+        ]
         meeting = self._wait([self._actors[0].meeting.remote()]) if ranks > 1 else None
         self._wait([actor.make.remote(spec, RankPlace(rank, ranks, meeting)) for rank, actor in enumerate(self._actors)])
 
@@ -73,8 +76,12 @@ class RemoteTrainer:
         return lambda *args, **kwargs: self._wait(self._call(method, *args, **kwargs))
 
     def export(self, version: int, dtype: str) -> Any:
-        """A reference to the exported weights: they go from trainer to workers through shared memory, never through the driver."""
-        first, *others = self._call("export_weights", version, dtype)
+        """A reference to the exported weights: they go from trainer to workers, never through the driver."""
+        how = {} if self._transport == "host" else {"tensor_transport": self._transport}
+        first, *others = [
+            actor.call.options(**(how if rank == 0 else {})).remote("export_weights", version, dtype, self._transport)
+            for rank, actor in enumerate(self._actors)
+        ]
         self._wait([first, *others], fetch=False)
         self._wait([self._actors[0].is_alive.remote()])  # its death belongs here, and not to the workers who would wait for the weights
         return first
@@ -156,8 +163,8 @@ def _placement(ranks: int, gpu_share: float) -> PlacementGroup:
     return group
 
 
-def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int, gpu_share: float) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpu_share, "max_restarts": 0}
+def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int, gpu_share: float, transport: Transport) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpu_share, "max_restarts": 0, "enable_tensor_transport": transport != "host"}
     if group is not None:
         options |= {"num_cpus": 1, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
     variables = KEEP_FREED_MEMORY | {name: os.environ[name] for name in VARIABLES if name in os.environ}

@@ -32,7 +32,7 @@ from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
 from grpo.policy.state import read_tensors, tensors_of, write_tensors
 from rollout.faults import fault, fault_point
-from rollout.weights import WeightUpdate, pack_weights
+from rollout.weights import Transport, WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
 SUMS = ("loss", "entropy", "kl", "clipped", "importance", "capped", "nonfinite")  # what an update adds up over tokens
@@ -161,9 +161,9 @@ class PolicyTrainer:
             logprobs_M, entropy_M = self._logprobs(packed)
             tokens = self._tokens(batch, packed, logprobs_M.detach().requires_grad_(), old_missing)
             found = token_losses(algorithm, tokens)
-            loss = (found.loss * self._at(packed, batch.weights, logprobs_M)).sum()
-            (grad_M,) = torch.autograd.grad(loss, tokens.logprobs)
             known_M = logprobs_M.detach().isfinite()
+            loss = (found.loss * self._at(packed, batch.weights, logprobs_M)).where(known_M, 0.0).sum()
+            (grad_M,) = torch.autograd.grad(loss, tokens.logprobs)
             logprobs_M.backward(grad_M.where(known_M, 0.0))
             sums["loss"] += loss.item()
             sums["entropy"] += entropy_M.sum().item()
@@ -201,11 +201,11 @@ class PolicyTrainer:
 
     # ---------------------------------------------------------------------------------------------------------------- handing out
 
-    def export_weights(self, version: int, dtype: str = "bfloat16") -> WeightUpdate | None:
+    def export_weights(self, version: int, dtype: str = "bfloat16", transport: Transport = "host") -> WeightUpdate | None:
         """All weights under their checkpoint names, in the engine's dtype, with a manifest of what was sent. From the first rank."""
         weights = checkpoint_weights(self.model)
         if self.ranks.rank == 0:
-            return pack_weights(weights, version, getattr(torch, dtype))
+            return pack_weights(weights, version, getattr(torch, dtype), transport)
         _gone_through(weights)
         return None
 

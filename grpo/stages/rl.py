@@ -152,6 +152,7 @@ class RlLoop:
         self.position = 0  # in the order: prompts consumed so far
         self.errors_said: set[str] = set()
         self.warned_of_equal_groups = False
+        self.warned_of_gap = False
         self.weights: dict[str, float] = {}
 
     def drawing(self, first: int = 0, kept: Sequence[Drawn] = ()) -> Ahead:
@@ -329,6 +330,13 @@ class RlLoop:
                 folder = self.folder / "skipped"
                 folder.mkdir(exist_ok=True)
                 np.savez_compressed(folder / f"update-{self.num_updates + 1}.npz", **vars(batch))
+        gap = metrics.get("rollout/logprob_gap", 0.0)
+        if gap > max_logprob_gap / 2 and not self.warned_of_gap:
+            self.work.progress.say(
+                f"  update {self.num_updates + 1}: engine and trainer drift apart: mean |log-prob difference| {gap:.4f} a token; the run stops above "
+                f"{max_logprob_gap:.4f} (rollout/logprob_gap; said once)"
+            )
+            self.warned_of_gap = True
         return metrics
 
     def say_new_reward_errors(self) -> None:

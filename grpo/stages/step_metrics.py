@@ -16,6 +16,7 @@ from rewards.extract import answer_text, think_text
 from rewards.repetition import repeated_ngram_share
 from rewards.words import words
 from rollout.faults import fault_point
+from rollout.types import Completion
 
 MAX_TEXTS_READ = 256
 """Of a step, for repetition, in the driver; spread evenly over its groups."""
@@ -37,6 +38,7 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         "reward/unjudged": float(len(samples) - len(judged)),
         "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
+        "rollout/nonfinite_logprobs": float(sum(_num_nonfinite(sample.completion) for sample in samples)),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
         "rollout/well_formed_frac": float(np.mean(formed)),
         "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(text), 4) for text in _evenly_chosen_texts(samples)])),
@@ -45,6 +47,11 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         known = [value for sample in samples if (value := sample.parts[name]) is not None]
         metrics[f"reward/{name}"] = float(np.mean(known)) if known else float("nan")
     return metrics
+
+
+def _num_nonfinite(completion: Completion) -> int:
+    tokens = completion.arrays
+    return int((tokens.trainable & ~np.isfinite(tokens.logprobs)).sum())
 
 
 def _evenly_chosen_texts(samples: Sequence[Sample]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from grpo.config import Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
+from grpo.cores import num_cores
 from grpo.data.files import Row, read_jsonl
 from grpo.data.held_out import held_out_sources
 from grpo.data.order import cut_to_weights
@@ -30,7 +30,7 @@ from grpo.run.progress import Progress
 from grpo.run.records import write_json
 from grpo.run.trackers import Trackers
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions
+from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions, unreadable_golds
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -71,7 +71,7 @@ class Workplace:
         self.recipe, self.base, self.folder, self.artifacts, self.progress = recipe, base, folder, artifacts, progress
         self.interruption = interruption or Interruption(progress.say)
         self.template = Template(recipe.template, recipe.tags, base)
-        self.num_threads = os.cpu_count() or 1
+        self.num_threads = num_cores()
         self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
@@ -192,6 +192,7 @@ class Workplace:
                 settings.min_workers,
                 settings.max_restarts,
                 dispatch="fixed" if self.recipe.deterministic else "balanced",
+                transport=settings.transport,
             )
             self._pool = RolloutPool(settings.engine, engine, workers, settings.script, self.base, self.progress.say)
         if self._pool_holds != model.path or self._pool.version != 0:
@@ -203,9 +204,13 @@ class Workplace:
     def gpu_share(self) -> float:
         """Of a GPU for each engine and each trainer rank: a whole one where there are enough, else equal parts.
 
-        Engines over several GPUs share theirs with nobody; EngineError where there are too few.
+        Engines over several GPUs share theirs with nobody; EngineError where there are too few, or too many for weights to stay on one.
         """
         num_gpus = ray.cluster_resources().get("GPU", 0)
+        if self.recipe.rollout.transport == "cuda_ipc" and num_gpus != 1:
+            raise EngineError(
+                f"rollout.transport: cuda_ipc needs engines and trainer on one GPU, and Ray has {num_gpus:.0f}; write host, or nixl"
+            )
         if (each := self.recipe.rollout.gpus_per_worker) > 1:
             needed = each * self.recipe.rollout.workers + self.recipe.trainer.ranks
             if needed > num_gpus:
@@ -218,7 +223,7 @@ class Workplace:
 
     @contextlib.contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
-        trainer = RemoteTrainer(spec, self.gpu_share)
+        trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport)
         try:
             yield trainer
         finally:
@@ -247,6 +252,23 @@ class Workplace:
             raise DataError(
                 "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
                 "written; '' tries nothing):\n  " + "\n  ".join(problems)
+            )
+        for name in by_gold:
+            if rewards.rewards[name].options.check_gold is not None:  # it reads them, where others only compare
+                self._say_unreadable_golds(rewards, name, prompts)
+
+    def _say_unreadable_golds(self, rewards: RewardRuntime, name: str, prompts: Sequence[Prompt]) -> None:
+        fn = rewards.rewards[name]
+        gold = fn.options.gold or "answer"
+        known = [prompt for prompt in prompts if not fn.missing({*prompt.columns, *RESERVED})]
+        rows = [prompt.columns for prompt in known]
+        unread = unreadable_golds(rewards, rows, self._right_completions(fn)[0], name=name, column=gold)
+        rewards.forget_statistics()
+        if unread:
+            shown = ", ".join(f"{known[index].id} {str(rows[index].get(gold))[:60]!r}" for index in unread[:3])
+            self.progress.say(
+                f"  {len(unread)} of {len(prompts)} gold answers cannot be read by {name!r}, so nothing that is said to them counts: {shown}"
+                f"{', ...' if len(unread) > 3 else ''}; correct or remove them"
             )
 
     def _gold_problems(self, rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -58,7 +58,10 @@ Problems = Callable[..., list[str]]
             "stages.cold={epochs: 2, curriculum: {phases: [{updates: 5}]}}",
             "epochs says how often all rows are seen, and a curriculum's phases how many updates they have; delete one of them",
         ),
-        ("stages.cold.curriculum={by: answer, phases: [{updates: 5, mix: {easy: 0}}]}", "mix counts no third of the rows; write what easy, medium"),
+        (
+            "stages.cold.curriculum={by: answer, phases: [{updates: 5, mix: {easy: 0}}]}",
+            "mix counts no third of the rows; write what easy, medium",
+        ),
         ("stages.cold.curriculum={phases: [{updates: 5, mix: {easy: 1}}]}", "data source 'sums': column 'pass_rate' not found"),
         (
             "stages.cold={warmup_updates: 9, curriculum: {phases: [{updates: 5}, {updates: 3}]}}",
@@ -141,6 +144,11 @@ def test_a_contradiction_is_one_line(override: str, words: str, problems: Proble
         ),
         ("{sleep: true, max_staleness: 1}", [], "sleep stops engines while the trainer works, and with max_staleness 1 they draw then"),
         ("{gpus_per_worker: 2, engine: hf}", [], "gpus_per_worker 2 shares out vLLM's layers, and the engine is hf; delete it"),
+        (
+            "{gpus_per_worker: 2, transport: cuda_ipc}",
+            [],
+            "cuda_ipc hands over memory of one GPU, and gpus_per_worker is 2; use host or nixl",
+        ),
         ("{gpus_per_worker: 2, sync: in_place}", [], "cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"),
         (
             "{max_staleness: 2}",

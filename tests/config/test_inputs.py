@@ -161,6 +161,15 @@ def test_a_tracker_that_is_not_there_is_reported_with_the_command_that_brings_it
     ]
 
 
+def test_a_way_for_weights_that_is_not_installed_is_reported_before_the_run(
+    problems: Problems, sound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo.inputs.find_spec", lambda name: None)
+    assert problems(sound, "rollout.transport=nixl") == [
+        "command line: rollout.transport=nixl: nixl is not installed; pip install nixl, or delete transport: weights then go through main memory"
+    ]
+
+
 def test_a_folder_of_a_trackers_name_is_not_the_tracker(
     problems: Problems, sound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,10 +289,14 @@ ROWS = (
     FaultRow(
         28,
         "a gold answer that is empty or can't be read",
-        "reported with its row where it is among the rows tried at the start; elsewhere no score, and counted",
+        "reported with its row before training; its samples have no score, and are counted",
         {
             "rewards/test_math.py": ["test_a_gold_answer_that_cannot_be_read_abstains"],
-            CANARY: ["test_a_gold_answer_that_does_not_score_one_is_shown_with_its_row", "test_every_row_can_be_checked"],
+            CANARY: [
+                "test_a_gold_answer_that_does_not_score_one_is_shown_with_its_row",
+                "test_gold_answers_that_cannot_be_read_are_found_among_all",
+            ],
+            "stages/test_trying_rewards.py": ["test_gold_answers_that_cannot_be_read_are_said_before_training"],
         },
     ),
     FaultRow(
@@ -412,13 +416,16 @@ ROWS = (
     ),
     FaultRow(
         39,
-        "trainer and engine drift apart",
-        "a gap above its bound stops the run before any weight changes",
+        "log-probabilities that are not finite; trainer and engine drift apart",
+        "such tokens are left out and counted; half of the gap's bound is said, above it the run stops before any weight changes",
         {
             TRAINER: [
                 "test_a_gap_above_the_bound_stops_before_any_weight_changes",
                 "test_the_gap_is_watched_even_where_no_sample_has_an_advantage",
-            ]
+                "test_a_token_whose_log_probability_is_not_finite_is_left_out_of_the_loss",
+            ],
+            "policy/test_batch.py": ["test_tokens_whose_log_probability_by_the_engine_is_not_finite_do_not_count"],
+            "stages/test_rl_step.py": ["test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_are_counted"],
         },
     ),
     FaultRow(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,9 @@ def test_groups_that_nobody_could_judge_make_an_empty_batch() -> None:
 
 def test_sequences_without_groups_have_nothing_in_common() -> None:
     assert make_batch([(1, 2), (1, 2)], [(3,), (4,)]).group.tolist() == [0, 1]
+
+
+def test_tokens_whose_log_probability_by_the_engine_is_not_finite_do_not_count() -> None:
+    odd = Completion((8, 9, 10), (-1.0, math.nan, -math.inf), (True,) * 3, "", "stop", ((0, 0),))
+    batch = batch_of_groups([Group(Prompt("0", (1,)), (Sample("0", odd, 1.0, {}),))], [[1.0]])
+    assert batch.tokens[batch.loss_mask].tolist() == [8]

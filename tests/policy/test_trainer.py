@@ -295,6 +295,30 @@ def test_a_gap_above_the_bound_stops_before_any_weight_changes(make_trainer: Cal
     assert all(torch.equal(weight, weights_of(untouched)[name]) for name, weight in weights_of(trainer).items())
 
 
+def test_a_token_whose_log_probability_is_not_finite_is_left_out_of_the_loss(
+    make_trainer: Callable[..., PolicyTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, without = make_trainer(learning_rate=1e-3), make_trainer(learning_rate=1e-3)
+    batch = batch_of_six()
+    column = len(FLAT[0][0])  # the first token of the first sample's completion
+    logprobs = odd._logprobs
+
+    def with_nan(packed: Any, of: Any = None) -> Any:
+        known, entropy = logprobs(packed, of)
+        there = torch.from_numpy((packed.sample == 0) & (packed.column == column))
+        return known.masked_fill(there, math.nan), entropy
+
+    monkeypatch.setattr(odd, "_logprobs", with_nan)
+    metrics = odd.policy_update(batch)
+    weights = batch.weights.copy()
+    weights[0, column] = 0.0
+    expected = without.policy_update(replace(batch, weights=weights))
+    assert metrics["train/nonfinite_logprobs"] == 1 and expected["train/nonfinite_logprobs"] == 0
+    assert metrics["loss/total"] == pytest.approx(expected["loss/total"])
+    for name, weight in weights_of(without).items():
+        torch.testing.assert_close(weights_of(odd)[name], weight)
+
+
 # ------------------------------------------------------------------------------------------------------------------------------ steps
 
 

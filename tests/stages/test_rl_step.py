@@ -146,3 +146,25 @@ def test_a_mixture_keeps_its_shares_in_every_step_and_tells_rewards_by_source(lo
             metrics, _ = mixed.step(step)
             assert (metrics["by_source/dull_groups"], metrics["by_source/lively_groups"]) == (3, 1)
             assert (metrics["by_source/dull_reward"], metrics["by_source/lively_reward"]) == (1.0, 1.5)
+
+
+def test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_are_counted(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps = iter([0.04, 0.051, 0.09])
+    monkeypatch.setattr(NoTrainer, "policy_update", lambda *_: {"train/skipped_updates": 0.0, "rollout/logprob_gap": next(gaps)})
+
+    def sample(pool: ScriptedPool, prompts: Sequence[Prompt], num_samples: int, *_: Any, **__: Any) -> list[list[Completion]]:
+        odd = Completion((5, 6, 7), (-1.0, float("nan"), float("-inf")), (True,) * 3, "xxx", "stop", ((0, pool.version),))
+        return [[odd] * num_samples for _ in prompts]
+
+    monkeypatch.setattr(ScriptedPool, "sample", sample)
+    drifting = loop(prompts="lively")
+    drifting.max_logprob_gap = 0.1
+    with drifting.drawing():
+        counted = [drifting.step(step)[0]["rollout/nonfinite_logprobs"] for step in range(3)]
+    assert counted == [4 * 2 * 2] * 3
+    (warning,) = [line for line in drifting.work.progress.lines if "drift apart" in line]
+    assert warning.startswith(
+        "  update 2: engine and trainer drift apart: mean |log-prob difference| 0.0510 a token; the run stops above 0.1000"
+    )

@@ -18,12 +18,26 @@ SUMS: list[dict[str, Any]] = [{"answer": str(n)} for n in range(3)]
 CODE: list[dict[str, Any]] = [{"tests": [f"assert f() == {n}"], "solution": f"def f():\n    return {n}"} for n in range(3)]
 
 
+class Heard(Progress):
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 @pytest.fixture
-def tried(tmp_path: Path) -> Callable[..., None]:
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def tried(tmp_path: Path, heard: Heard) -> Callable[..., None]:
     def try_rewards(rows: Sequence[dict[str, Any]], *uses: str, canary: str | None = None) -> None:
         stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": use} for use in uses], "steps": 1}
         recipe = Recipe.model_validate({"name": "r", "model": "m", "canary": canary, "stages": [stage]})
-        work = Workplace(recipe, tmp_path, tmp_path, {}, Progress(1))
+        work = Workplace(recipe, tmp_path, tmp_path, {}, heard)
         prompts = [Prompt(id=str(number), tokens=(1,), columns={"prompt": "q", **row}) for number, row in enumerate(rows)]
         with work.rewards([RewardUse(use=use) for use in uses]) as rewards:
             work.try_rewards(rewards, prompts)
@@ -56,3 +70,15 @@ def test_a_right_completion_is_written_as_the_reward_reads_it(tried: Callable[..
     tried([row, other], use)
     with pytest.raises(DataError, match=f"by '{use}', not 1"):
         tried([row, other], use, canary="{answer}")  # without the tags nothing is an answer
+
+
+def test_gold_answers_that_cannot_be_read_are_said_before_training(tried: Callable[..., None], heard: Heard) -> None:
+    rows = [{"answer": str(n)} for n in range(40)]
+    tried(rows, "math")
+    assert heard.lines == []
+    rows[13], rows[27] = {"answer": ""}, {"answer": "see the appendix"}  # none of the eight that the canary tries
+    tried(rows, "math")
+    assert heard.lines == [
+        "  2 of 40 gold answers cannot be read by 'math', so nothing that is said to them counts: 13 '', 27 'see the appendix'; "
+        "correct or remove them"
+    ]
