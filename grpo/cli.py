@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -193,14 +193,22 @@ def eval(
     top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens that hold this much probability.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Longest completion, in tokens.")] = 256,
     lenient: Annotated[bool, typer.Option(help="Count an answer whatever its form.")] = False,
+    engine: Annotated[Literal["vllm", "hf"], typer.Option(help="What draws the samples: vllm, or transformers.")] = "vllm",
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another model on the same problems: how much better is the first?")
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Keep per-item results here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: avg@n with standard error, pass@k, maj@k. Example: grpo eval runs/r1-tiny/05-final/model --data sums.jsonl --json"""
-    from grpo.evaluate import evaluate_model
+    from grpo.evaluate import compare_models, evaluate_model
 
+    settings: dict[str, Any] = dict(
+        template=template, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, lenient=lenient
+    )
+    settings |= dict(engine=engine, out=out)
     with _stdout_for_json(as_json):
-        metrics = evaluate_model(model, data, template, samples, temperature, top_p, max_tokens, lenient, out)
+        metrics = evaluate_model(model, data, **settings) if against is None else compare_models(model, against, data, **settings)
     if as_json:
         _print_json(metrics)
         return

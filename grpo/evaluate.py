@@ -8,12 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from grpo.errors import RecipeError
+from grpo.run.records import read_jsonl_rows
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
+def compare_models(model: str, against: str, data: str, out: str | None, **settings: Any) -> dict[str, float]:
+    """Scores of ``model``, and by how much it is better than ``against`` on the same problems, with the standard error of the difference."""
+    from grpo.algorithm.statistics import paired_difference
+
+    with tempfile.TemporaryDirectory(prefix="grpo-eval-") as temporary:
+        folders = [Path(out or temporary) / name for name in ("model", "against")]
+        scores, other = (
+            evaluate_model(each, data, out=str(folder), **settings) for each, folder in zip((model, against), folders, strict=True)
+        )
+        of_model, of_other = map(_judged_items, folders)
+    both = sorted(of_model.keys() & of_other.keys())
+    difference, error = paired_difference([of_model[problem] for problem in both], [of_other[problem] for problem in both])
+    of_the_other = {"eval/accuracy_against": other["eval/accuracy"], "eval/accuracy_against_se": other["eval/accuracy_se"]}
+    return {**scores, **of_the_other, "eval/difference": difference, "eval/difference_se": error, "eval/num_compared": len(both)}
+
+
 def evaluate_model(
-    model: str, data: str, template: str, samples: int, temperature: float, top_p: float, max_tokens: int, lenient: bool, out: str | None
+    model: str,
+    data: str,
+    *,
+    template: str,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    lenient: bool,
+    engine: str = "vllm",
+    out: str | None = None,
 ) -> dict[str, float]:
     """Scores of ``model`` on the problems of ``data`` (columns question or prompt, and answer). Raises RecipeError for what cannot work."""
     import yaml
@@ -39,6 +66,7 @@ def evaluate_model(
         "template": str(Path(template).resolve()) if template.endswith(".jinja") else template,
         "data": {"problems": {SOURCE_OF_SUFFIX[file.suffix]: os.path.abspath(data)}},
         "evaluation": evaluation,
+        "rollout": {"engine": engine},
         "stages": [{"name": "measure", "kind": "eval"}],
     }
     with tempfile.TemporaryDirectory(prefix="grpo-eval-") as temporary:
@@ -46,3 +74,12 @@ def evaluate_model(
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         summary = run_recipe(str(path), out=out or str(Path(temporary) / "run"))
     return summary["stages"][0]["metrics"]
+
+
+def _judged_items(run: Path) -> dict[str, list[float]]:
+    """By problem, what its samples were worth; those that nobody could judge are left out."""
+    judged: dict[str, list[float]] = {}
+    for item in read_jsonl_rows(run / "01-measure" / "items.jsonl"):
+        if item["accuracy"] is not None:
+            judged.setdefault(item["prompt_id"], []).append(item["accuracy"])
+    return judged

@@ -234,8 +234,8 @@ class RolloutPool:
             self._lose(slot, f"died while starting ({_cause(error)})")
         except ray.exceptions.RayTaskError as error:
             if not self._has_served:
-                raise EngineError(f"a rollout worker could not load {self._folder}: {error.cause!r}") from error
-            self._lose(slot, f"failed to start ({error.cause!r})")
+                raise EngineError(f"a rollout worker could not load {self._folder}: {_words(error)}") from error
+            self._lose(slot, f"failed to start ({_words(error)})")
         else:
             self._has_served = True
             if version != self.version:  # a sync came while it started
@@ -310,7 +310,7 @@ class RolloutPool:
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, WeightSyncError):
                         raise WeightSyncError(str(error.cause)) from None
-                    raise EngineError(f"a rollout worker failed to {what}: {error.cause!r}") from error
+                    raise EngineError(f"a rollout worker failed to {what}: {_words(error)}") from error
             hung = {reference: slot for reference, slot in asked.items() if time.monotonic() - slot.last_sign > deadline_s}
             for reference, slot in hung.items():
                 del asked[reference]
@@ -412,7 +412,7 @@ class _Drawing:
             self.pool._lose(slot, f"died while generating ({_cause(error)})")
             return
         except ray.exceptions.RayTaskError as error:
-            self.pool._lose(slot, f"failed while generating ({error.cause!r})")
+            self.pool._lose(slot, f"failed while generating ({_words(error)})")
             return
         if finished:
             slot.last_sign = time.monotonic()
@@ -470,6 +470,11 @@ class _Drawing:
 
 def _cause(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _words(error: ray.exceptions.RayTaskError) -> str:
+    """What went wrong in a worker, in its own words where they are meant to be read."""
+    return str(error.cause) if isinstance(error.cause, EngineError) else repr(error.cause)
 
 
 def _vocabulary(folder: Path) -> int | None:

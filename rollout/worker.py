@@ -50,8 +50,13 @@ class RolloutWorker:
         return self.engine.version
 
     def load_model(self, folder: Path, version: int) -> None:
-        """Hold the model of a Hugging Face folder; its weights are ``version``."""
-        self.engine.load_model(folder, version)
+        """Hold the model of a Hugging Face folder; its weights are ``version``. Raises EngineError: an engine's own errors may not travel."""
+        try:
+            self.engine.load_model(folder, version)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
         self.folder = folder
 
     def prove_reload(self, prompts: Sequence[Sequence[int]]) -> ReloadProof:

@@ -21,6 +21,15 @@ def mean_and_standard_error(scores_PK: Sequence[Sequence[float]]) -> tuple[float
     return mean, math.sqrt(variance / len(means))
 
 
+def paired_difference(scores_PK: Sequence[Sequence[float]], others_PK: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """avg@k of the first minus that of the others, on the same problems in the same order, and the standard error of that difference.
+
+    It comes from the problems' own differences, so what is easy or hard for both drops out: std(n - 1) / sqrt(problems).
+    """
+    differences = [sum(a) / len(a) - sum(b) / len(b) for a, b in zip(scores_PK, others_PK, strict=True)]
+    return mean_and_standard_error([[difference] for difference in differences])
+
+
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     """Unbiased probability that at least one of k samples is right: 1 - C(n - c, k) / C(n, k). Chen et al. (arXiv:2107.03374), eq. 1.
 

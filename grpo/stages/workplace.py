@@ -180,7 +180,7 @@ class Workplace:
                 dtype=settings.dtype,
                 kv_cache_gib=settings.kv_cache_gib,
                 max_sequences=settings.max_sequences,
-                max_tokens=self._longest_sequence(),
+                max_tokens=self.longest_prompt() + self._longest_completion(),  # of all stages and evaluations: one engine serves them
                 num_threads=self.num_threads,
                 gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
                 tensor_parallel=settings.gpus_per_worker,
@@ -310,15 +310,27 @@ class Workplace:
             ray.shutdown()
 
     def longest_prompt(self) -> int:
-        """The longest prompt that any stage takes, 512 tokens where none says."""
-        return max((stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")), default=512)
+        """The longest prompt that any stage takes; where none says, 512 tokens, or what the model has room for beside a completion.
 
-    def _longest_sequence(self) -> int:
-        """The longest sequence that any stage or evaluation may draw, so that one engine serves them all."""
+        Raises DataError where that is nothing.
+        """
+        stated = [stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")]
+        if stated:
+            return max(stated)
+        config = _json_of(self.checkpoint("base").path / "config.json")
+        positions = (config.get("text_config") or config).get("max_position_embeddings") or math.inf
+        room = positions - self._longest_completion()
+        if room < 1:
+            raise DataError(
+                f"max_completion_tokens = {self._longest_completion()} leaves no room for a prompt: the model has {positions} positions; lower it"
+            )
+        return int(min(512, room))
+
+    def _longest_completion(self) -> int:
         drawn = [stage.max_completion_tokens for stage in self.recipe.stages if hasattr(stage, "max_completion_tokens")]
         evaluations = [self.recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in self.recipe.stages)]
         drawn += [evaluation.max_completion_tokens for evaluation in evaluations if evaluation is not None]
-        return self.longest_prompt() + max(drawn, default=256)
+        return max(drawn, default=256)
 
 
 def _json_of(file: Path) -> dict[str, Any]:

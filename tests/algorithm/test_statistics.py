@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.algorithm.statistics import majority_score, mean_and_standard_error, pass_at_k
+from grpo.algorithm.statistics import majority_score, mean_and_standard_error, paired_difference, pass_at_k
 
 
 def test_mean_and_standard_error_come_from_the_means_of_problems() -> None:
@@ -83,3 +83,11 @@ def test_pass_at_more_than_was_sampled_is_refused() -> None:
 )
 def test_majority(answers: list[str | None], scores: list[float], expected: float) -> None:
     assert majority_score(answers, scores) == expected
+
+
+def test_what_is_hard_for_both_drops_out_of_a_paired_difference() -> None:
+    # Problems of 0.9, 0.5 and 0.1 are each solved 0.1 more often: a difference of 0.1 without any doubt, though the means have errors of 0.23.
+    after, before = [[1.0], [0.6], [0.2]], [[0.9], [0.5], [0.1]]
+    assert paired_difference(after, before) == pytest.approx((0.1, 0.0))
+    # of one sample each: differences 1, 0, 0, 1 have mean 1/2 and standard error sqrt(1/3) / 2
+    assert paired_difference([[1], [1], [0], [1]], [[0], [1], [0], [0]]) == pytest.approx((0.5, (1 / 3) ** 0.5 / 2))

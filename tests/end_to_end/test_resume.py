@@ -91,12 +91,13 @@ def test_kill_9_and_the_same_command_end_in_the_same_bits(grpo: Grpo, small_rl: 
     "changes",
     [
         ["stages.reason.updates_per_rollout=2", "stages.reason.prompts_per_step=12"],
-        ["stages.reason.lora={rank: 4}", "stages.reason.refresh_reference_every=2"],
+        ["stages.reason.lora={rank: 4}"],
+        ["stages.reason.refresh_reference_every=2"],
         ["rollout.workers=2", "rollout.sync=rebuild"],
         ["rollout.max_staleness=1"],
         ["stages.reason.dynamic_sampling={max_rounds: 1}"],
     ],
-    ids=["two-updates", "lora", "two-workers-rebuilt", "drawn-ahead", "dynamic"],
+    ids=["two-updates", "lora", "refreshed-reference", "two-workers-rebuilt", "drawn-ahead", "dynamic"],
 )
 def test_optimiser_and_weights_go_on_to_the_bit(grpo: Grpo, small_rl: Path, tmp_path: Path, changes: list[str]) -> None:
     def run(name: str, fault: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -152,3 +152,15 @@ def test_a_kept_prompts_pass_rate_is_of_its_judged_samples() -> None:
     assert pass_rate(sampled("a/0", 1.0, 0.0, None, 0.5), Keep()) == pytest.approx(1 / 3)
     assert pass_rate(sampled("a/0", 1.0, 0.0, None, 0.5), Keep(min_reward={"math": 0.5})) == pytest.approx(2 / 3)
     assert pass_rate(sampled("a/0", None), Keep()) is None
+
+
+def test_where_nothing_says_how_long_prompts_are_they_have_the_room_that_the_model_leaves(tmp_path: Path, tiny_qwen2: Path) -> None:
+    def longest(completion: int) -> int:
+        evaluation = {"prompts": "rows", "max_completion_tokens": completion}
+        keys = {"name": "r", "model": {"path": str(tiny_qwen2)}, "data": {"rows": {"jsonl": "rows.jsonl"}}, "evaluation": evaluation}
+        recipe = Recipe.model_validate({**keys, "stages": [{"name": "s", "kind": "eval"}]})
+        return Workplace(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Heard()).longest_prompt()
+
+    assert (longest(200), longest(255)) == (56, 1)  # of 256 positions
+    with pytest.raises(DataError, match="max_completion_tokens = 256 leaves no room for a prompt: the model has 256 positions; lower it"):
+        longest(256)
