@@ -185,7 +185,8 @@ stages:
 
 TOO_FAST = [  # so that it gets worse, and goes back to an earlier checkpoint
     "stages.taught.validation={every: 2, rows: 4, tolerance: 0.0}",
-    "stages.taught.learning_rate=0.2",
+    "stages.taught.learning_rate=2.0",
+    "stages.taught.lr_schedule=constant",
     "stages.taught.epochs=4",
     "stages.taught.keep_checkpoints=2",
 ]

@@ -45,6 +45,14 @@ def test_a_sleeping_engine_gives_its_memory_back_and_wakes_as_it_was(worker: Rol
     assert {completion.version for completion in generate(worker.engine, REQUESTS, 60)} == {1}
 
 
+def test_weights_that_never_leave_the_gpu_are_hashed_there_and_proven(worker: RolloutWorker, tiny_qwen2: Path) -> None:
+    changed = perturb(read_safetensors(tiny_qwen2), seed=1)
+    on_gpu = pack_weights(((name, tensor.cuda()) for name, tensor in changed.items()), 1, torch.bfloat16, "cuda_ipc")
+    on_host = pack_weights(changed.items(), 1, torch.bfloat16, "nixl")
+    assert on_gpu.manifest == on_host.manifest  # the same checksums on any device
+    assert worker.sync(on_gpu, "in_place").version == 1
+
+
 def test_an_engine_over_two_gpus_draws_what_one_draws(worker: RolloutWorker, tiny_qwen2: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
