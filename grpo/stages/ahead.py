@@ -182,21 +182,20 @@ class Ahead:
     def _sync_newest(self) -> None:
         """Only the last of what has been posted; the weights before it are not needed any more."""
         while len(self._posts) > 1:
-            self._done(self._posts[0], [])
+            self._posts[0].receipts.set_result([])
+            self._done(self._posts[0])
         if self._posts:
             self._sync(self._posts[0])
 
     def _sync(self, post: Posted) -> None:
         if self._sleeps:
             self._pool.wake()
-        receipts = self._pool.sync(post.export, post.version)
-        found = post.then(self._raise_if_closing) if post.then is not None else None
-        self._done(post, receipts, found)
+        post.receipts.set_result(self._pool.sync(post.export, post.version))
+        self._done(post, post.then(self._raise_if_closing) if post.then is not None else None)
 
-    def _done(self, post: Posted, receipts: list[SyncReceipt], found: Any = None) -> None:
+    def _done(self, post: Posted, found: Any = None) -> None:
         self._posts.popleft()
         self._num_synced += 1
-        post.receipts.set_result(receipts)
         post.found.set_result(found)
 
     def _raise_if_closing(self) -> None:

@@ -216,3 +216,11 @@ def test_a_stage_that_ends_early_ends_what_is_being_done_with_its_weights(ahead:
     runs.close()
     with pytest.raises(TrainingError, match="the stage ended"):
         posted.found.result(timeout=2)
+
+
+def test_a_sync_is_over_before_what_is_done_with_its_weights(ahead: Callable[..., Ahead], pool: Weights) -> None:
+    may_end = threading.Event()
+    posted = ahead().post(lambda: 1, 1, then=lambda meanwhile: may_end.wait(5))
+    assert posted.receipts.result(timeout=5) == [1] and not posted.found.done()  # its time is the sync's alone
+    may_end.set()
+    assert posted.found.result(timeout=5) is True
