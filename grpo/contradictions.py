@@ -57,6 +57,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.transport == "cuda_ipc":
         text = f"cuda_ipc hands over memory of one GPU, and gpus_per_worker is {recipe.rollout.gpus_per_worker}; use host or nixl"
         yield _clash(("rollout",), text, "transport", "gpus_per_worker")
+    if recipe.rollout.max_staleness and recipe.rollout.transport == "cuda_ipc":
+        text = f"with cuda_ipc engines and trainer share one GPU by turns, and max_staleness {recipe.rollout.max_staleness} draws while it trains"
+        yield _clash(("rollout",), f"{text}; delete one of them", "transport", "max_staleness")
     if recipe.rollout.sleep and recipe.rollout.max_staleness:
         text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
         yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")

@@ -291,6 +291,7 @@ def _start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for; at 15, any other work starves it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_rdt_fetch_fail_timeout_milliseconds", "300000")  # as long as a sync may take; by default a minute
     if address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself would join without
     else:

@@ -13,7 +13,7 @@ settings, and it returns a float, or None to abstain::
 that can be killed.
 """
 
-from rewards.canary import canary_problems, right_completions, unreadable_golds
+from rewards.canary import canary_problems, refused_golds, right_completions
 from rewards.errors import RewardError, Undecidable
 from rewards.function import RESERVED, Noted, RewardFn, reward
 from rewards.load import SHIPPED, check_reward, load_reward
@@ -35,5 +35,5 @@ __all__ = [
     "load_reward",
     "reward",
     "right_completions",
-    "unreadable_golds",
+    "refused_golds",
 ]

@@ -81,12 +81,12 @@ def canary_problems(
     return problems_of(trials, rows, name, name in runtime.required, runtime.rewards[name].options.check_gold)
 
 
-def unreadable_golds(
+def refused_golds(
     runtime: RewardRuntime, rows: Sequence[Mapping[str, Any]], render: Callable[[str], str], *, name: str, column: str = "answer"
 ) -> list[int]:
-    """Rows whose own gold answer reward ``name`` cannot judge: nothing that the policy says to them will count.
+    """Rows whose own gold answer reward ``name`` cannot read, or in time, or not find right: nothing that the policy says to them will be.
 
-    Plain numbers are taken as read. Of the others MAX_GOLDS_READ different ones are tried, spread over all.
+    Plain numbers are taken as read. Of the others MAX_GOLDS_READ different ones are tried, spread over all. Raises RewardError like the runtime.
     """
     by_gold: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -97,7 +97,7 @@ def unreadable_golds(
     golds = golds[:: len(golds) // (MAX_GOLDS_READ + 1) + 1]
     inputs = [ScoreInput(_columns(rows[by_gold[gold][0]], render(gold))) for gold in golds]
     scored = runtime.score(inputs, {name: 1.0}) if inputs else []
-    return sorted(index for gold, result in zip(golds, scored, strict=True) if result.parts[name] is None for index in by_gold[gold])
+    return sorted(index for gold, result in zip(golds, scored, strict=True) if result.parts[name] != 1 for index in by_gold[gold])
 
 
 def problems_of(

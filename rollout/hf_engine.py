@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 from rollout.engine import EngineSettings
 from rollout.errors import WeightSyncError
 from rollout.types import Completion, Finish, Finished, Request, Sampling
-from rollout.weights import WeightUpdate, pack_weights, unpack_weights
+from rollout.weights import WeightUpdate, unpack_weights
 
 
 @dataclass(eq=False)
@@ -71,9 +71,7 @@ class HfEngine:
             if held[name].shape != weight.shape:
                 raise WeightSyncError(f"{name} has shape {list(held[name].shape)}, received {list(weight.shape)}")
             held[name].copy_(weight)
-        sent = getattr(torch, next(iter(update.manifest.values())).dtype)
-        now = pack_weights(((name, held[name]) for name in received), update.version, sent)
-        wrong = [name for name in received if now.manifest[name].digest != update.manifest[name].digest]
+        wrong = [name for name, weight in received.items() if not torch.equal(held[name].to(weight.dtype), weight.to(held[name].device))]
         if wrong:
             raise WeightSyncError(
                 f"after loading version {update.version}, transformers holds other weights than were sent: {', '.join(wrong)}"

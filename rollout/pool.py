@@ -127,10 +127,11 @@ class RolloutPool:
         replaced by one that starts with these weights, and proves them like the others.
         """
         for attempt in (1, 2):
-            self._update, self.version = export(), version
+            self._update, self.version = None, version  # the old weights may go before the new ones are copied
+            self._update = export()
             try:
                 receipts = self._everywhere(
-                    lambda worker: worker.sync.remote(self._update, self.mode), deadline_s, "sync weights", again=True
+                    lambda worker: worker.sync.remote(self._sent, self.mode), deadline_s, "sync weights", again=True
                 )
                 break
             except WeightSyncError:
@@ -218,11 +219,16 @@ class RolloutPool:
 
     # ----------------------------------------------------------------------------------------------------------------- workers
 
+    @property
+    def _sent(self) -> Any:
+        """The weights synced last, as workers take them."""
+        return self._update if self._update is None or self.workers.transport == "host" else [self._update]
+
     def _begin_start(self, slot: _Slot) -> None:
         """An actor for the slot, told to hold what all hold. It draws nothing before it has said that it does."""
         slot.actor = self._actor.remote(self._engine, self.settings, self._script, self._base, slot.index)
         if self._folder is not None:
-            slot.starting = slot.actor.start.remote(self._folder, self._folder_version, self._update, self.mode)
+            slot.starting = slot.actor.start.remote(self._folder, self._folder_version, self._sent, self.mode)
             slot.last_sign = time.monotonic()
 
     def _started(self, slot: _Slot) -> None:
@@ -239,7 +245,7 @@ class RolloutPool:
         else:
             self._has_served = True
             if version != self.version:  # a sync came while it started
-                slot.starting = slot.actor.start.remote(self._folder, self._folder_version, self._update, self.mode)
+                slot.starting = slot.actor.start.remote(self._folder, self._folder_version, self._sent, self.mode)
             elif self._drawing is not None:
                 self._drawing.joined(slot)
 

@@ -46,26 +46,29 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         self.close()
-        self._llm = LLM(
-            model=str(folder),
-            dtype=self.settings.dtype,
-            max_model_len=self.settings.max_tokens,
-            max_num_seqs=self.settings.max_sequences,
-            # A seeded request whose prompt is prefilled in pieces fails on CPU, so every prompt must fit one batch.
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(8192, self.settings.max_tokens),
-            gpu_memory_utilization=self.settings.gpu_memory_frac,
-            # A prompt is shared by its samples in whole blocks; of vLLM's 128 tokens on CPU, a short prompt would fill none.
-            block_size=32 if current_platform.is_cpu() else None,
-            logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
-            enforce_eager=True,
-            tensor_parallel_size=self.settings.tensor_parallel,
-            distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
-            enable_sleep_mode=self.settings.sleeps,
-            disable_log_stats=True,
-            generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
-            seed=0,
-        )
+        try:
+            self._llm = LLM(
+                model=str(folder),
+                dtype=self.settings.dtype,
+                max_model_len=self.settings.max_tokens,
+                max_num_seqs=self.settings.max_sequences,
+                # A seeded request whose prompt is prefilled in pieces fails on CPU, so every prompt must fit one batch.
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(8192, self.settings.max_tokens),
+                gpu_memory_utilization=self.settings.gpu_memory_frac,
+                # A prompt is shared by its samples in whole blocks; of vLLM's 128 tokens on CPU, a short prompt would fill none.
+                block_size=32 if current_platform.is_cpu() else None,
+                logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
+                enforce_eager=True,
+                tensor_parallel_size=self.settings.tensor_parallel,
+                distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
+                enable_sleep_mode=self.settings.sleeps,
+                disable_log_stats=True,
+                generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
+                seed=0,
+            )
+        except Exception as error:  # of every family, and some of them cannot be pickled
+            raise EngineError(f"{type(error).__name__}: {error}") from error
         self._set_version(version)
 
     def load_weights(self, update: WeightUpdate) -> None:

@@ -8,16 +8,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollout.engine import EngineSettings, RolloutEngine
-from rollout.errors import EngineError
+from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import corrupt, fault, fault_asked_for, fault_point
 from rollout.proof import ReloadProof, prove_reload, write_model
 from rollout.types import Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
 SyncMode = Literal["in_place", "rebuild"]
+
+
+Update = WeightUpdate | Sequence[Any]
+"""New weights, or a list of one reference to them. As an argument by itself a reference is resolved by Ray before the call, and where a direct
+transport to one worker fails, Ray ends the sender: the trainer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class RolloutWorker:
         self._refused: list[Finished] = []
         self._last_update: WeightUpdate | None = None
 
-    def start(self, folder: Path, version: int, update: WeightUpdate | None, mode: SyncMode) -> int:
+    def start(self, folder: Path, version: int, update: Update | None, mode: SyncMode) -> int:
         """Hold what the other workers hold: the model of ``folder``, then the weights synced since. Returns the version held."""
         fault_point("starting", self.index)
         self.load_model(folder, version)
@@ -50,13 +55,8 @@ class RolloutWorker:
         return self.engine.version
 
     def load_model(self, folder: Path, version: int) -> None:
-        """Hold the model of a Hugging Face folder; its weights are ``version``. Raises EngineError: an engine's own errors may not travel."""
-        try:
-            self.engine.load_model(folder, version)
-        except EngineError:
-            raise
-        except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
+        """Hold the model of a Hugging Face folder; its weights are ``version``."""
+        self.engine.load_model(folder, version)
         self.folder = folder
 
     def prove_reload(self, prompts: Sequence[Sequence[int]]) -> ReloadProof:
@@ -64,10 +64,12 @@ class RolloutWorker:
         assert self.folder is not None, "load_model comes first"
         return prove_reload(self.engine, self.folder, prompts, self.settings.dtype)
 
-    def sync(self, update: WeightUpdate, mode: SyncMode) -> SyncReceipt:
+    def sync(self, update: Update, mode: SyncMode) -> SyncReceipt:
         """Hold the weights of ``update``, proven. Raises WeightSyncError naming what is not as it was sent."""
         fault_point("syncing", self.index)
         started = time.monotonic()
+        if not isinstance(update, WeightUpdate):
+            update = fetched(*update)
         received = corrupt(update, self._last_update) if fault() else update
         if mode == "in_place":
             self.engine.load_weights(received)
@@ -118,6 +120,18 @@ class RolloutWorker:
         with tempfile.TemporaryDirectory(prefix="grpo-sync-") as folder:
             write_model(unpack_weights(update), self.folder, Path(folder), getattr(torch, self.settings.dtype))
             self.engine.load_model(Path(folder), update.version)
+
+
+def fetched(reference: Any) -> WeightUpdate:
+    """From where the trainer holds it. Raises WeightSyncError, so that it is sent once more, where it cannot be had."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except Exception as error:  # of every family: Ray's, the transport's, CUDA's
+        raise WeightSyncError(
+            f"the new weights did not come: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+        ) from error
 
 
 def _make_engine(kind: str, settings: EngineSettings, script: str | None, base: Path) -> RolloutEngine:

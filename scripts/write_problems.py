@@ -22,16 +22,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True, help="one that the recipe does not use")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--disjoint-from", nargs="+", metavar="SOURCE", help="only these sources hold none of them (default: all)")
+    parser.add_argument(
+        "--disjoint-from",
+        nargs="+",
+        metavar="SOURCE",
+        help="only these hold none of them (default: all but those that wait for a stage)",
+    )
     arguments = parser.parse_args()
     loaded = load_recipe(arguments.recipe)
     named = loaded.recipe.data
-    others = arguments.disjoint_from or list(named)
-    like = named[arguments.source].model_dump(exclude_unset=True)
+    others = arguments.disjoint_from or [name for name, source in named.items() if source.measured_in is None]
+    like = named[arguments.source].model_dump(exclude_unset=True, by_alias=True)
     fresh = DataSource.model_validate({**like, "seed": arguments.seed, "rows": arguments.rows, "disjoint_from": others})
     rows = Sources({**named, "fresh": fresh}, loaded.base, loaded.recipe.tags).load("fresh").rows
     with arguments.out.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"question": row["prompt"], "answer": row["answer"]}) + "\n" for row in rows)
+        file.writelines(json.dumps({"question": row["prompt"], "answer": row.get("answer")}) + "\n" for row in rows)
     print(f"{arguments.out}: {len(rows)} problems, none of them in {', '.join(others)}")
 
 

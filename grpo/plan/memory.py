@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,19 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
     return StageMemory(stage.name, known[stage.name].parameters, trained, tokens, tuple(holdings), tuple(problems))
 
 
-def longest_drawn(recipe: Recipe) -> int:
-    """The longest sequence that an engine may have to hold: one engine serves all stages and evaluations."""
+def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
+    """The longest sequence that an engine may have to hold: one engine serves all stages and evaluations.
+
+    Where no stage says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
+    """
     sampled = [stage for stage in recipe.stages if isinstance(stage, RlStage | RejectStage | DistillStage)]
     evaluations = [recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in recipe.stages)]
     completions = [stage.max_completion_tokens for stage in sampled] + [e.max_completion_tokens for e in evaluations if e is not None]
-    return max((stage.max_prompt_tokens for stage in sampled), default=512) + max(completions, default=256)
+    completion = max(completions, default=256)
+    if sampled:
+        return completion + max(stage.max_prompt_tokens for stage in sampled)
+    positions = [model.positions for model in drawn if model.positions is not None]
+    return completion + max(1, min([512, *(room - completion for room in positions)]))
 
 
 # --- Engines --------------------------------------------------------------------------------------
@@ -94,7 +101,7 @@ def longest_drawn(recipe: Recipe) -> int:
 def _engine(recipe: Recipe, drawn: list[Architecture], site: Site) -> Holding:
     """An engine with the largest of its models; keys and values take what is left on a GPU, and what the recipe says on a CPU."""
     largest = max(drawn, key=lambda model: model.parameters)
-    longest = longest_drawn(recipe)
+    longest = longest_drawn(recipe, drawn)
     cache_of_one = longest * largest.cache_bytes_per_token
     weights = (2 if recipe.rollout.dtype == "bfloat16" else 4) * largest.parameters
     if not site.machine.num_gpus:
@@ -112,7 +119,7 @@ def _engine(recipe: Recipe, drawn: list[Architecture], site: Site) -> Holding:
 
 
 def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: list[Architecture]) -> Iterator[str]:
-    longest = longest_drawn(recipe)
+    longest = longest_drawn(recipe, drawn)
     for model in drawn:
         if model.positions is not None and longest > model.positions:
             yield (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +49,19 @@ class _TrainerActor:
     def make(self, spec: TrainerSpec, place: RankPlace) -> None:
         self._trainer, self._is_first = PolicyTrainer(spec, place), place.rank == 0
 
-    def is_alive(self) -> bool:
-        return True
+    def export(self, *args: Any) -> Any:
+        """The first rank's weights, which stay in this process until they are asked for; so what goes wrong is kept for ``exported``, too."""
+        self._export_error: Exception | None = None
+        try:
+            return self.call("export_weights", *args)
+        except Exception as error:
+            self._export_error = error
+            raise
+
+    def exported(self) -> None:
+        """Raises what the last export raised."""
+        if self._export_error is not None:
+            raise self._export_error
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What the first rank returns; all others return nothing, so that it travels once."""
@@ -77,14 +89,20 @@ class RemoteTrainer:
 
     def export(self, version: int, dtype: str) -> Any:
         """A reference to the exported weights: they go from trainer to workers, never through the driver."""
-        how = {} if self._transport == "host" else {"tensor_transport": self._transport}
-        first, *others = [
-            actor.call.options(**(how if rank == 0 else {})).remote("export_weights", version, dtype, self._transport)
-            for rank, actor in enumerate(self._actors)
-        ]
-        self._wait([first, *others], fetch=False)
-        self._wait([self._actors[0].is_alive.remote()])  # its death belongs here, and not to the workers who would wait for the weights
-        return first
+        direct = {} if self._transport == "host" else {"tensor_transport": self._transport}
+        with self._blamed():  # a direct transport asks the actor whether it has one before the call is made
+            try:
+                references = [
+                    actor.export.options(**(direct if rank == 0 else {})).remote(version, dtype, self._transport)
+                    for rank, actor in enumerate(self._actors)
+                ]
+            except ValueError as error:
+                raise TrainingError(f"rollout.transport: {self._transport} does not work here: {_first_line(error)}") from error
+        self._wait(references, fetch=False)
+        self._wait(
+            [actor.exported.remote() for actor in self._actors]
+        )  # a failure, or death, belongs here and not to those who wait for weights
+        return references[0]
 
     def begin(self, method: str, *args: Any) -> Callable[[], Any]:
         """Call without waiting; what is returned waits for the result. Later calls are served after it."""
@@ -103,13 +121,19 @@ class RemoteTrainer:
 
     def _wait(self, references: list[Any], fetch: bool = True) -> Any:
         """The first rank's result. One that fails leaves the others waiting for it, so whichever is ready is looked at."""
-        try:
+        with self._blamed():
             waiting = list(references)
             while waiting:
                 ready, waiting = ray.wait(waiting, fetch_local=fetch)
                 if fetch or ready[0] is not references[0]:
                     ray.get(ready)
             return ray.get(references[0]) if fetch else None
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What goes wrong with the trainer, in words."""
+        try:
+            yield
         except ray.exceptions.RayActorError as error:
             raise TrainingError(f"{_death(self._spec)}; Ray says: {_first_line(error)}") from error
         except ray.exceptions.RayTaskError as error:

@@ -114,7 +114,7 @@ class PolicyTrainer:
         batch = self._contributing(batch)
         old_BT = self.logprobs(batch)
         self._checked_gap(batch, old_BT, max_logprob_gap)
-        return replace(batch, old_logprobs=old_BT)
+        return replace(batch, old_logprobs=old_BT, loss_mask=batch.loss_mask & np.isfinite(old_BT))
 
     # ---------------------------------------------------------------------------------------------------------------- learning
 
@@ -153,20 +153,19 @@ class PolicyTrainer:
             self.num_updates += 1  # skipped, but its place in the schedule is taken
             return {"train/empty_updates": 1.0, "train/skipped_updates": 1.0}
         batch = self._contributing(batch)
-        old_missing = bool(np.isnan(batch.old_logprobs[batch.loss_mask]).any())
+        old_missing = bool(np.isnan(batch.old_logprobs[batch.loss_mask]).all())
         sums = dict.fromkeys(SUMS, 0.0)
         largest_importance = 0.0
         now_BT = np.full(batch.tokens.shape, np.nan)
         for packed in self._passes(batch):
             logprobs_M, entropy_M = self._logprobs(packed)
-            tokens = self._tokens(batch, packed, logprobs_M.detach().requires_grad_(), old_missing)
+            tokens, known_M = self._tokens(batch, packed, logprobs_M.detach(), old_missing)
             found = token_losses(algorithm, tokens)
-            known_M = logprobs_M.detach().isfinite()
-            loss = (found.loss * self._at(packed, batch.weights, logprobs_M)).where(known_M, 0.0).sum()
+            loss = (found.loss * self._at(packed, batch.weights, logprobs_M) * known_M).sum()
             (grad_M,) = torch.autograd.grad(loss, tokens.logprobs)
-            logprobs_M.backward(grad_M.where(known_M, 0.0))
+            logprobs_M.backward(grad_M * known_M)
             sums["loss"] += loss.item()
-            sums["entropy"] += entropy_M.sum().item()
+            sums["entropy"] += entropy_M.nan_to_num().sum().item()
             sums["kl"] += found.kl.sum().item() if found.kl is not None else 0.0
             sums["clipped"] += is_clipped(found.log_ratio, tokens.advantages, algorithm.clip_low, algorithm.clip_high).sum().item()
             sums["importance"] += found.importance.sum().item()
@@ -273,19 +272,26 @@ class PolicyTrainer:
         assert self.reference is not None, "this algorithm has no reference"
         return self._logprobs(packed, self.reference)
 
-    def _tokens(self, batch: Batch, packed: PackedPass, logprobs_M: Tensor, old_missing: bool) -> Tokens:
+    def _tokens(self, batch: Batch, packed: PackedPass, logprobs_M: Tensor, old_missing: bool) -> tuple[Tokens, Tensor]:
+        """For the loss, with a gradient of their own; and which of them have finite log-probabilities. Those that do not are as likely as before."""
         reference_M = None
         if self.spec.algorithm is not None and self.spec.algorithm.has_kl_in_loss:
             with torch.no_grad():
                 reference_M, _ = self._reference_logprobs(packed)
-        return Tokens(
-            logprobs=logprobs_M,
-            old_logprobs=logprobs_M.detach() if old_missing else self._at(packed, batch.old_logprobs, logprobs_M),
-            sampled_logprobs=self._at(packed, batch.sampled_logprobs, logprobs_M),
+        old_M = logprobs_M if old_missing else self._at(packed, batch.old_logprobs, logprobs_M)
+        known_M = logprobs_M.isfinite() & old_M.isfinite()
+        if reference_M is not None:
+            known_M &= reference_M.isfinite()
+            reference_M = reference_M.where(known_M, 0.0)
+        tokens = Tokens(
+            logprobs=logprobs_M.where(known_M, 0.0).requires_grad_(),
+            old_logprobs=old_M.where(known_M, 0.0),
+            sampled_logprobs=self._at(packed, batch.sampled_logprobs, logprobs_M).where(known_M, math.nan),
             reference_logprobs=reference_M,
             advantages=torch.from_numpy(batch.advantages[packed.sample]).to(logprobs_M),
             sequence=torch.from_numpy(np.unique(packed.sample, return_inverse=True)[1]).to(self.device),
         )
+        return tokens, known_M
 
     def _at(self, packed: PackedPass, array_BT: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(array_BT[packed.sample, packed.column]).to(like)

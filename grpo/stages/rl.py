@@ -384,6 +384,9 @@ class RlLoop:
         else:
             self.pool.mode = wanted
             self.work.progress.say(f"  weight sync: {wanted}, as rollout.sync says; not tested")
+        if (transport := self.work.recipe.rollout.transport) != "host":
+            self.work.progress.doing(f"testing the way of the weights: {transport}")
+            self.pool.sync(lambda: self.trainer.export(self.pool.version, self.work.recipe.rollout.dtype), self.pool.version)
         completions = self.pool.sample(
             probes,
             PROBE_SAMPLES,

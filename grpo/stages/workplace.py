@@ -30,7 +30,7 @@ from grpo.run.progress import Progress
 from grpo.run.records import write_json
 from grpo.run.trackers import Trackers
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, right_completions, unreadable_golds
+from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, refused_golds, right_completions
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -255,21 +255,27 @@ class Workplace:
             )
         for name in by_gold:
             if rewards.rewards[name].options.check_gold is not None:  # it reads them, where others only compare
-                self._say_unreadable_golds(rewards, name, prompts)
+                self._say_refused_golds(rewards, name, prompts)
 
-    def _say_unreadable_golds(self, rewards: RewardRuntime, name: str, prompts: Sequence[Prompt]) -> None:
+    def _say_refused_golds(self, rewards: RewardRuntime, name: str, prompts: Sequence[Prompt]) -> None:
         fn = rewards.rewards[name]
         gold = fn.options.gold or "answer"
         known = [prompt for prompt in prompts if not fn.missing({*prompt.columns, *RESERVED})]
         rows = [prompt.columns for prompt in known]
-        unread = unreadable_golds(rewards, rows, self._right_completions(fn)[0], name=name, column=gold)
-        rewards.forget_statistics()
-        if unread:
-            shown = ", ".join(f"{known[index].id} {str(rows[index].get(gold))[:60]!r}" for index in unread[:3])
-            self.progress.say(
-                f"  {len(unread)} of {len(prompts)} gold answers cannot be read by {name!r}, so nothing that is said to them counts: {shown}"
-                f"{', ...' if len(unread) > 3 else ''}; correct or remove them"
-            )
+        refused: Sequence[int] = range(len(rows))
+        for write in self._right_completions(fn):
+            try:
+                refused = min(refused, refused_golds(rewards, rows, write, name=name, column=gold), key=len)
+            except RewardError:  # on all of them
+                pass
+            rewards.forget_statistics()
+            if not refused:
+                return
+        shown = ", ".join(f"{known[index].id} {str(rows[index].get(gold))[:60]!r}" for index in refused[:3])
+        self.progress.say(
+            f"  {len(refused)} of {len(prompts)} gold answers are not right by {name!r} themselves, so no sample of theirs can be: {shown}"
+            f"{', ...' if len(refused) > 3 else ''}; correct or remove them"
+        )
 
     def _gold_problems(self, rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """What is wrong with reward ``name`` on the rows that it can judge, with right completions written as it likes them best."""

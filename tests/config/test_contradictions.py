@@ -145,6 +145,11 @@ def test_a_contradiction_is_one_line(override: str, words: str, problems: Proble
         ("{sleep: true, max_staleness: 1}", [], "sleep stops engines while the trainer works, and with max_staleness 1 they draw then"),
         ("{gpus_per_worker: 2, engine: hf}", [], "gpus_per_worker 2 shares out vLLM's layers, and the engine is hf; delete it"),
         (
+            "{max_staleness: 1, transport: cuda_ipc}",
+            [],
+            "share one GPU by turns, and max_staleness 1 draws while it trains; delete one of them",
+        ),
+        (
             "{gpus_per_worker: 2, transport: cuda_ipc}",
             [],
             "cuda_ipc hands over memory of one GPU, and gpus_per_worker is 2; use host or nixl",

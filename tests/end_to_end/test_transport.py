@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_weights_go_from_the_trainer_to_an_engine_on_the_same_gpu(grpo: Grpo, sm
     assert [row["sync/version"] for row in rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")] == [1, 2]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nixl")
 def test_a_run_through_nixl_is_the_run_through_main_memory_also_where_a_worker_is_lost(grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     def run(transport: str, **fault: str) -> list[dict]:
@@ -39,7 +41,8 @@ def test_a_run_through_nixl_is_the_run_through_main_memory_also_where_a_worker_i
     assert run("nixl") == through_memory
     lost = run("nixl", GRPO_FAULT="kill:syncing:1", GRPO_FAULT_MARK=str(tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
-    assert [row["sync/version"] for row in lost] == [row["sync/version"] for row in through_memory]
+    assert max(row.pop("rollout/workers_lost") for row in lost) == 1 and {row.pop("rollout/workers_lost") for row in through_memory} == {0}
+    assert lost == through_memory
 
 
 @pytest.mark.usefixtures("nixl")
@@ -47,4 +50,6 @@ def test_a_run_through_nixl_is_the_run_through_main_memory_also_where_a_worker_i
 def test_a_corrupted_sync_through_nixl_ends_the_run_and_names_the_tensor(grpo: Grpo, small_rl: Path, tmp_path: Path, fault: str) -> None:
     result = grpo("run", small_rl, "rollout.transport=nixl", "--out", tmp_path / "run", env={"GRPO_FAULT": fault})
     assert result.returncode == 1
-    assert "is not what the trainer sent: " in result.stderr and "weight" in result.stderr
+    assert re.search(r"is not what the trainer sent: \S+\.weight (was not received|differs from what was sent)", result.stderr), (
+        result.stderr
+    )

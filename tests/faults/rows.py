@@ -417,7 +417,7 @@ ROWS = (
     FaultRow(
         39,
         "log-probabilities that are not finite; trainer and engine drift apart",
-        "such tokens are left out and counted; half of the gap's bound is said, above it the run stops before any weight changes",
+        "such tokens are left out and counted, while the gradient stays finite (else 41); half of the gap's bound is said, above it the run stops",
         {
             TRAINER: [
                 "test_a_gap_above_the_bound_stops_before_any_weight_changes",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -14,12 +17,30 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 
 
-def test_a_dead_trainer_is_named_where_its_weights_are_asked_for(local_ray: None, tiny_qwen2: Path) -> None:
-    trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 1, GRPO, num_threads=1))
-    try:
-        assert ray.get(trainer.export(1, "float32")).version == 1
-        ray.kill(trainer._actors[0])
-        with pytest.raises(TrainingError, match="the trainer's process died.*It holds .*the run resumes"):
-            trainer.export(2, "float32")
-    finally:
+@pytest.fixture
+def make_trainer(local_ray: None, tiny_qwen2: Path) -> Iterator[Callable[..., RemoteTrainer]]:
+    made: list[RemoteTrainer] = []
+
+    def make(**transport: Any) -> RemoteTrainer:
+        made.append(RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 1, GRPO, num_threads=1), **transport))
+        return made[-1]
+
+    yield make
+    for trainer in made:
         trainer.close()
+
+
+def test_what_goes_wrong_with_an_export_is_the_trainers_and_not_its_readers(make_trainer: Callable[..., RemoteTrainer]) -> None:
+    trainer = make_trainer()
+    with pytest.raises(AttributeError, match="float17"):
+        trainer.export(1, "float17")
+    assert ray.get(trainer.export(1, "float32")).version == 1
+    ray.kill(trainer._actors[0])
+    with pytest.raises(TrainingError, match="the trainer's process died.*It holds .*the run resumes"):
+        trainer.export(2, "float32")
+
+
+@pytest.mark.skipif(find_spec("nixl") is not None, reason="nixl is here, so it works")
+def test_a_transport_that_does_not_work_is_named(make_trainer: Callable[..., RemoteTrainer]) -> None:
+    with pytest.raises(TrainingError, match="rollout.transport: nixl does not work here"):
+        make_trainer(transport="nixl").export(1, "float32")

@@ -295,28 +295,41 @@ def test_a_gap_above_the_bound_stops_before_any_weight_changes(make_trainer: Cal
     assert all(torch.equal(weight, weights_of(untouched)[name]) for name, weight in weights_of(trainer).items())
 
 
+@pytest.mark.parametrize(("name", "value"), [("grpo", math.nan), ("grpo", -math.inf), ("gspo", math.nan)])
 def test_a_token_whose_log_probability_is_not_finite_is_left_out_of_the_loss(
-    make_trainer: Callable[..., PolicyTrainer], monkeypatch: pytest.MonkeyPatch
+    make_trainer: Callable[..., PolicyTrainer], monkeypatch: pytest.MonkeyPatch, name: str, value: float
 ) -> None:
-    odd, without = make_trainer(learning_rate=1e-3), make_trainer(learning_rate=1e-3)
+    odd, without = make_trainer(TABLE[name], learning_rate=1e-3), make_trainer(TABLE[name], learning_rate=1e-3)
     batch = batch_of_six()
     column = len(FLAT[0][0])  # the first token of the first sample's completion
     logprobs = odd._logprobs
 
-    def with_nan(packed: Any, of: Any = None) -> Any:
+    def with_odd_one(packed: Any, of: Any = None) -> Any:
         known, entropy = logprobs(packed, of)
         there = torch.from_numpy((packed.sample == 0) & (packed.column == column))
-        return known.masked_fill(there, math.nan), entropy
+        return known.masked_fill(there, value), entropy.masked_fill(there, value)
 
-    monkeypatch.setattr(odd, "_logprobs", with_nan)
+    monkeypatch.setattr(odd, "_logprobs", with_odd_one)
     metrics = odd.policy_update(batch)
-    weights = batch.weights.copy()
-    weights[0, column] = 0.0
-    expected = without.policy_update(replace(batch, weights=weights))
-    assert metrics["train/nonfinite_logprobs"] == 1 and expected["train/nonfinite_logprobs"] == 0
-    assert metrics["loss/total"] == pytest.approx(expected["loss/total"])
-    for name, weight in weights_of(without).items():
-        torch.testing.assert_close(weights_of(odd)[name], weight)
+    assert metrics["train/nonfinite_logprobs"] == 1 and metrics["train/skipped_updates"] == 0
+    assert all(math.isfinite(metrics[each]) for each in ("loss/total", "loss/kl", "policy/entropy", "train/grad_norm", "rollout/importance_max"))
+    if name == "grpo":  # token by token, it is as if the token had no weight
+        weights = batch.weights.copy()
+        weights[0, column] = 0.0
+        assert metrics["loss/total"] == pytest.approx(without.policy_update(replace(batch, weights=weights))["loss/total"])
+        for key, weight in weights_of(without).items():
+            torch.testing.assert_close(weights_of(odd)[key], weight)
+
+
+def test_old_log_probabilities_that_are_not_finite_count_for_their_own_tokens_only(make_trainer: Callable[..., PolicyTrainer]) -> None:
+    trainer = make_trainer()
+    batch = trainer.with_old_logprobs(batch_of_six())
+    moved = replace(batch, old_logprobs=batch.old_logprobs - 1.0)  # every ratio is e, far outside of the trust region
+    clipped = trainer.policy_update(moved)["loss/clipped_frac"]
+    assert clipped > 0
+    old = moved.old_logprobs.copy()
+    old[0, len(FLAT[0][0])] = math.nan
+    assert trainer.policy_update(replace(moved, old_logprobs=old))["loss/clipped_frac"] == pytest.approx(clipped, abs=1 / 18 + 1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ steps

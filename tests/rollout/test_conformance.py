@@ -15,7 +15,7 @@ from rollout.engine import EngineSettings, RolloutEngine, generate
 from rollout.errors import WeightSyncError
 from rollout.proof import perturb, read_safetensors
 from rollout.types import Request, Sampling
-from rollout.weights import WeightUpdate, pack_weights
+from rollout.weights import Transport, WeightUpdate, pack_weights
 
 PROMPTS = [(5, 6, 7), (8, 9, 10, 11), (12, 13)]
 SAMPLING = Sampling(max_tokens=8, temperature=0.7)
@@ -49,8 +49,8 @@ def requests(num: int = 6, sampling: Sampling = SAMPLING, name: str = "r") -> li
     return [Request(f"{name}{i}", PROMPTS[i % 3], sampling, seed=100 + i) for i in range(num)]
 
 
-def update(folder: Path, version: int, seed: int) -> WeightUpdate:
-    return pack_weights(perturb(read_safetensors(folder), seed).items(), version, torch.bfloat16)
+def update(folder: Path, version: int, seed: int, transport: Transport = "host") -> WeightUpdate:
+    return pack_weights(perturb(read_safetensors(folder), seed).items(), version, torch.bfloat16, transport)
 
 
 def test_a_completion_is_whole(engine: RolloutEngine) -> None:
@@ -98,6 +98,15 @@ def test_new_weights_have_their_version_and_wrong_ones_are_refused(engine: Rollo
     assert engine.version == 9
     engine.load_model(tiny_qwen2, version=3)
     assert [c.tokens for c in generate(engine, requests(), 60)] == [c.tokens for c in before]
+
+
+def test_weights_that_come_as_tensors_are_taken_like_bytes(engine: RolloutEngine, tiny_qwen2: Path) -> None:
+    engine.load_weights(update(tiny_qwen2, version=7, seed=4))
+    by_bytes = generate(engine, requests(), 60)
+    engine.load_weights(update(tiny_qwen2, version=8, seed=5, transport="nixl"))
+    engine.load_weights(update(tiny_qwen2, version=7, seed=4, transport="nixl"))
+    assert generate(engine, requests(), 60) == by_bytes
+    engine.load_model(tiny_qwen2, version=3)
 
 
 # --- what only models can do ------------------------------------------------------------------------------------------------------------

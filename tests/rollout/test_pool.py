@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -260,21 +259,3 @@ def test_a_closed_pool_stops_drawing(make_pool: MakePool) -> None:
         pool.close()
         with pytest.raises(EngineError):
             future.result(timeout=20)
-
-
-def test_an_engines_own_error_travels_as_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Odd(Exception):
-        """Like pydantic's, which cannot be pickled."""
-
-        def __reduce__(self) -> Any:
-            raise TypeError
-
-    def refuse(*_: Any) -> None:
-        raise Odd("it has too few positions")
-
-    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    worker = RolloutWorker("scripted", EngineSettings(), "./script.py:counted", tmp_path)
-    monkeypatch.setattr(worker.engine, "load_model", refuse)
-    with pytest.raises(EngineError, match="^Odd: it has too few positions$") as raised:
-        worker.load_model(tmp_path, 0)
-    assert str(pickle.loads(pickle.dumps(raised.value))) == "Odd: it has too few positions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from rollout.engine import EngineSettings, generate
-from rollout.errors import WeightSyncError
+from rollout.errors import EngineError, WeightSyncError
 from rollout.proof import TOLERANCE, perturb, read_safetensors, sampled_gap
 from rollout.types import Request, Sampling
 from rollout.weights import WeightUpdate, pack_weights
@@ -122,3 +123,11 @@ def test_a_completion_that_is_a_stop_string_has_no_text(worker: RolloutWorker) -
     seed, text = next((i, c.text) for i, c in enumerate(generate(worker.engine, requests, 60)) if c.text.isascii() and c.text.isprintable())
     (stopped,) = generate(worker.engine, [Request("stopped", (5, 6, 7), Sampling(max_tokens=1, stop=(text,)), seed=seed)], 60)
     assert (stopped.text, stopped.finish) == ("", "stop")
+
+
+def test_an_engines_own_error_travels_as_words(tiny_qwen2: Path) -> None:
+    """vLLM's is pydantic's, which cannot be pickled."""
+    worker = RolloutWorker("vllm", EngineSettings(max_tokens=512))
+    with pytest.raises(EngineError, match=r"(?s)^ValidationError: .*max_model_len .*=256") as raised:
+        worker.load_model(tiny_qwen2, 0)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
