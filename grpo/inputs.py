@@ -20,6 +20,7 @@ from grpo.problems import Finding, Keys, listed, suggestion
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
+SOURCE_COLUMN = "data_source"  # every row gets it when it is loaded
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
@@ -222,7 +223,10 @@ def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Pat
     from rewards import check_reward
 
     for name in source_names(prompts) or [""]:
-        for text in check_reward(use.use, use.settings, columns.get(name), base):
+        known = columns.get(name)
+        if known is not None:
+            known |= {SOURCE_COLUMN}
+        for text in check_reward(use.use, use.settings, known, base):
             about = f"data source {name!r}: " if text.startswith("column ") and name else ""
             ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), OUR_REWARD_KEYS)
             hint = ours if "did you mean" not in text else ""

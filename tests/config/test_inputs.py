@@ -27,7 +27,7 @@ def test_a_renamed_column_is_found_by_its_meaning(write: Write, problems: Proble
     lines = problems(sound.replace("{general: true, rows: 20}", "{jsonl: rows.jsonl}"))
     assert lines == [
         f"r.yaml:{line}: stages.{stage}.rewards.0: "
-        "reward 'math': column 'answer' not found; found ['completion', 'prompt', 'solution']; did you mean 'solution'?"
+        "reward 'math': column 'answer' not found; found ['completion', 'data_source', 'prompt', 'solution']; did you mean 'solution'?"
         for line, stage in ((13, "reason"), (19, "harvest"))
     ]
     assert problems(sound.replace("{general: true, rows: 20}", "{jsonl: rows.jsonl, columns: {answer: solution}}")) == []
@@ -108,7 +108,7 @@ def test_a_misspelt_reward_setting_or_weight_is_a_problem(problems: Problems, so
 def test_the_evaluations_rewards_are_checked_against_its_prompts(write: Write, problems: Problems, sound: str) -> None:
     write("held.jsonl", '{"prompt": "1 + 1"}\n')
     lines = problems(sound.replace("data:\n  sums", "data:\n  held: {jsonl: held.jsonl}\n  sums") + "evaluation: {prompts: held}\n")
-    assert lines and all("evaluation." in line and "column 'answer' not found; found ['prompt']" in line for line in lines)
+    assert lines and all("evaluation." in line and "column 'answer' not found; found ['data_source', 'prompt']" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +179,10 @@ def test_a_folder_of_a_trackers_name_is_not_the_tracker(
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     (line,) = problems(sound, "trackers=[wandb]")
     assert "tracker 'wandb' is not installed; pip install wandb" in line
+
+
+def test_a_reward_may_ask_where_its_row_came_from(write: Write, problems: Problems, sound: str) -> None:
+    write("mine.py", "def by_source(completion, data_source): return 1.0\ndef by_sauce(completion, data_sauce): return 1.0\n")
+    assert problems(sound, "stages.reason.rewards=[{use: math}, {use: ./mine.py:by_source}]") == []
+    (line,) = problems(sound, "stages.reason.rewards=[{use: math}, {use: ./mine.py:by_sauce}]")
+    assert "column 'data_sauce' not found" in line and "did you mean 'data_source'?" in line

@@ -55,7 +55,7 @@ def test_dull_groups_are_replaced_and_every_prompt_is_counted(grpo: Grpo, small_
         "run",
         small_rl,
         "stages.reason.prompts=[{use: dull, weight: 1}, {use: lively, weight: 1}]",
-        "stages.reason.rewards=[{use: './letters.py:letters'}]",
+        f"stages.reason.rewards=[{{use: '{tmp_path}/letters.py:letters'}}]",
         "stages.reason.dynamic_sampling={max_rounds: 5}",
         "stages.reason.steps=3",
         "canary=''",
