@@ -12,12 +12,12 @@ import pytest
 
 from grpo.algorithm import load_algorithm
 from grpo.config import Recipe
-from grpo.run.progress import Progress
 from grpo.stages.rl import RlLoop
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
+from tests.stages.conftest import Heard
 
 REWARD = """
 def letters(completion: str, data_source: str) -> float:
@@ -46,15 +46,6 @@ class ScriptedPool:
 class NoTrainer:
     def policy_update(self, batch: Any, _: float) -> dict[str, float]:
         return {"train/skipped_updates": 0.0, "train/rows": float(len(batch))}
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

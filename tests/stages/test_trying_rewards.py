@@ -10,21 +10,12 @@ import pytest
 
 from grpo.config import Recipe, RewardUse
 from grpo.errors import DataError
-from grpo.run.progress import Progress
 from grpo.stages.workplace import Workplace
 from rollout.types import Prompt
+from tests.stages.conftest import Heard
 
 SUMS: list[dict[str, Any]] = [{"answer": str(n)} for n in range(3)]
 CODE: list[dict[str, Any]] = [{"tests": [f"assert f() == {n}"], "solution": f"def f():\n    return {n}"} for n in range(3)]
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -11,23 +11,12 @@ import pytest
 
 from grpo.config import Keep, Recipe
 from grpo.errors import DataError
-from grpo.run.progress import Progress
 from grpo.stages.reject import pass_rate
 from grpo.stages.step_metrics import metrics_by_source
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint, Dataset, Group, Sample
 from rollout.types import Completion, Prompt
-
-
-class Heard(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+from tests.stages.conftest import Heard
 
 
 @pytest.fixture
