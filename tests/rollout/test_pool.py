@@ -135,8 +135,8 @@ def test_too_few_workers_left_stop_the_run_and_say_why(make_pool: MakePool) -> N
 def test_a_hung_worker_is_replaced_after_its_deadline(make_pool: MakePool) -> None:
     pool = make_pool(fault="hang:generating:1@0")
     started = time.monotonic()
-    assert len(drawn(pool, deadline_s=2.0)) == 6
-    assert 2.0 < time.monotonic() - started < 30 and pool.num_lost == 1
+    assert len(drawn(pool, deadline_s=4.0)) == 6
+    assert 4.0 < time.monotonic() - started < 30 and pool.num_lost == 1
 
 
 @pytest.mark.parametrize("dispatch", ["fixed", "balanced"])
@@ -145,8 +145,8 @@ def test_a_worker_that_hangs_in_a_sync_is_replaced_after_its_deadline(make_pool:
     undisturbed = drawn(pool)
     synced(pool, 1)  # in which workers import torch
     started = time.monotonic()
-    synced(pool, 2, deadline_s=3.0)
-    assert time.monotonic() - started > 3.0 and pool.num_lost == 1
+    synced(pool, 2, deadline_s=6.0)
+    assert time.monotonic() - started > 6.0 and pool.num_lost == 1
     assert tokens(drawn(pool)) == expected(2, undisturbed)
 
 
