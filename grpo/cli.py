@@ -349,12 +349,14 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
     from grpo.problems import printable_lines
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=any(header), header_style="dim")
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable_lines(cell)) for cell in row))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Site:
         return "GPU" if self.machine.num_gpus else "machine"
 
     def in_words(self) -> str:
-        host = f"{self.cpus} CPU cores, {self.host_bytes / GIB:.0f} GiB of memory"
+        host = f"{self.cpus} CPU core{'s' if self.cpus > 1 else ''}, {self.host_bytes / GIB:.0f} GiB of memory"
         gpus = f"{self.gpus_of_a_node} GPUs of {self.machine.device_bytes / GIB:.0f} GiB, " if self.machine.num_gpus else "no GPU, "
         nodes = f"{self.nodes} nodes, each: " if self.nodes > 1 else ""
         return f"{nodes}{gpus}{host} ({'as the recipe says' if self.is_stated else 'this machine'})"

@@ -114,7 +114,7 @@ def _engine(recipe: Recipe, drawn: list[Architecture], site: Site) -> Holding:
         available = int(frac * site.machine.device_bytes)
         parts = {"weights": weights, "kv_cache": max(cache_of_one, available - weights - PROCESS_BYTES)}
     sequences = parts["kv_cache"] / cache_of_one
-    remark = f"keys and values of {sequences:.1f} sequences of {longest:,} tokens at once"
+    remark = f"keys and values of {sequences:,.{int(sequences < 10)}f} sequences of {longest:,} tokens at once"
     return Holding("engine", site.device_name, {**parts, "process": PROCESS_BYTES}, available, remark)
 
 

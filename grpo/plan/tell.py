@@ -77,7 +77,8 @@ def outline_sections(plan: Outline) -> Iterator[Section]:
         [str(p.number), p.stage.name, p.stage.kind, p.start, p.makes, p.sizes, "done before, skipped" if p.is_done else "to run"]
         for p in plan.stages
     ]
-    yield f"{plan.recipe.name}: {len(rows)} stages, into {plan.out}", ["", "stage", "kind", "from", "makes", "size", ""], rows
+    title = f"{plan.recipe.name}: {len(rows)} stage{'s' if len(rows) > 1 else ''}, into {plan.out}"
+    yield title, ["", "stage", "kind", "from", "makes", "size", ""], rows
     yield (
         "rows",
         ["source", "kind", "kept", "left out", ""],

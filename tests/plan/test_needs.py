@@ -98,7 +98,7 @@ def test_keys_and_values_by_hand(recipe: Path) -> None:
     assert parts == {"weights": 2 * SIZES["Qwen/Qwen2.5-1.5B"], "kv_cache": parts["kv_cache"], "process": GIB}
     assert sum(parts.values()) == int(0.9 * 80 * GIB)
     sequences = parts["kv_cache"] / (28_672 * 2048)
-    assert f"{sequences:.1f} sequences of 2,048 tokens" in found.holdings[0].remark
+    assert f"{sequences:,.0f} sequences of 2,048 tokens" in found.holdings[0].remark
 
 
 def test_sharding_and_adapters_take_less(recipe: Path) -> None:
