@@ -197,4 +197,4 @@ def test_what_is_left_of_a_killed_run_is_no_process(begun: Begun, scripted: Path
     wait_until((tmp_path / "happened").exists, run)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert gone_within(tmp_path, 60) == []
+    assert gone_within(tmp_path, 120) == []
