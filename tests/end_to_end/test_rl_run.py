@@ -298,7 +298,7 @@ def test_a_reward_that_fails_too_often_ends_the_run_and_one_that_may_is_counted(
     assert skipped.returncode == 0, skipped.stderr
     steps = rows_of(tmp_path / "skipped" / "01-reason" / "metrics.jsonl")
     assert all(row["reward/unjudged"] == row.get("reward/shaky_error", 0) for row in steps) and steps[0]["reward/unjudged"] > 0
-    assert skipped.stdout.count("the judge is out") == 1
+    assert skipped.stdout.count("RuntimeError: the judge is out") == 1
 
 
 BROKEN_TRACKER = """

@@ -66,6 +66,14 @@ def make_pool(local_ray: None, tmp_path: Path, tiny_qwen2: Path, monkeypatch: py
         pool.close()
 
 
+def end(worker: Any) -> None:
+    """And wait until it has: a killed actor may answer for a while."""
+    ray.kill(worker)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:
+            ray.get(worker.cancel.remote([]), timeout=30)
+
+
 def drawn(pool: RolloutPool, step: int = 0, deadline_s: float = 30.0, prompts: list[Prompt] = PROMPTS) -> list[list[Completion]]:
     return pool.sample(prompts, 3, Sampling(8), seed=1, step=step, deadline_s=deadline_s, progress=lambda *_: None)
 
@@ -172,7 +180,7 @@ def test_what_a_worker_leaves_whose_replacements_never_start_is_drawn_by_others(
     undisturbed = drawn(pool)
     monkeypatch.setenv("GRPO_FAULT", "kill:starting:1@1")
     pool._actor = ray.remote(RolloutWorker).options(**_actor_options("scripted", pool.settings))
-    ray.kill(pool._slots[1].actor)
+    end(pool._slots[1].actor)
     assert tokens(drawn(pool)) == tokens(undisturbed)
     assert pool.num_lost == 3 and pool.num_live == 1
 
@@ -210,7 +218,7 @@ def test_a_replacement_serves_only_at_the_version_of_the_others(make_pool: MakeP
     undisturbed = drawn(pool)
     for version in (1, 2):
         synced(pool, version)
-    ray.kill(pool._slots[1].actor)
+    end(pool._slots[1].actor)
     assert tokens(drawn(pool)) == expected(2, undisturbed)
     assert pool.num_lost == 1
 
