@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.conftest import ROOT, Grpo, rows_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,7 @@ def test_a_reward_of_ones_own(grpo: Grpo, tmp_path: Path) -> None:
         assert row["parts"]["brief"] == float(row["completion_tokens"] <= 30)
 
 
+@pytest.mark.slow  # a daily test of all six stages distils too
 def test_distil_into_another_architecture(grpo: Grpo, tmp_path: Path) -> None:
     trained = "{path: runs/r1-tiny/05-final/model}"
     recipe = block_after("# distil.yaml")
