@@ -349,7 +349,9 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
     from grpo.problems import printable_lines
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=any(header), header_style="dim")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=any(header), header_style="dim"
+    )
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:

@@ -73,6 +73,10 @@ class Filters(Strict):
     decontaminate_words: PositiveInt = Field(13, description="so many in a row; a shorter held-out prompt counts as a whole")
 
 
+SOURCE_COLUMN = "data_source"
+"""Every row gets it when it is loaded: the name of its source."""
+
+
 class DataSource(Strict):
     """Where rows come from. Exactly one of the source keys (reasoning_gym, jsonl, json, parquet, csv, folder, hub, general, generator)."""
 

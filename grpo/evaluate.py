@@ -24,6 +24,8 @@ def compare_models(model: str, against: str, data: str, out: str | None, **setti
         )
         of_model, of_other = map(_judged_items, folders)
     both = sorted(of_model.keys() & of_other.keys())
+    if not both:
+        raise RecipeError(f"no problem of {data} could be judged for both models; look at what they said: --out DIR keeps it")
     difference, error = paired_difference([of_model[problem] for problem in both], [of_other[problem] for problem in both])
     of_the_other = {"eval/accuracy_against": other["eval/accuracy"], "eval/accuracy_against_se": other["eval/accuracy_se"]}
     return {**scores, **of_the_other, "eval/difference": difference, "eval/difference_se": error, "eval/num_compared": len(both)}

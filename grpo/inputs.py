@@ -14,13 +14,12 @@ from string import Formatter
 from typing import Any
 
 from grpo import config
-from grpo.config import DataSource, Evaluation, MadeModel, Mixture, PretrainedModel, Recipe, RewardUse, source_names
+from grpo.config import SOURCE_COLUMN, DataSource, Evaluation, MadeModel, Mixture, PretrainedModel, Recipe, RewardUse, source_names
 from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
-SOURCE_COLUMN = "data_source"  # every row gets it when it is loaded
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grpo.config import Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
+from grpo.config import SOURCE_COLUMN, Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
 from grpo.cores import num_cores
 from grpo.data.files import Row, read_jsonl
 from grpo.data.held_out import held_out_sources
@@ -136,7 +136,7 @@ class Workplace:
                 if loaded.dropped:
                     self.progress.say(f"  data source {name!r}: {loaded}")
             for row in self._rows[name]:
-                row.setdefault("data_source", name)
+                row.setdefault(SOURCE_COLUMN, name)
         return self._rows[name]
 
     def _samples_of(self, stage: str) -> Path:

@@ -180,7 +180,7 @@ def test_what_a_worker_leaves_whose_replacements_never_start_is_drawn_by_others(
     undisturbed = drawn(pool)
     monkeypatch.setenv("GRPO_FAULT", "kill:starting:1@1")
     pool._actor = ray.remote(RolloutWorker).options(**_actor_options("scripted", pool.settings))
-    end(pool._slots[1].actor)
+    end(pool.slots[1].actor)
     assert tokens(drawn(pool)) == tokens(undisturbed)
     assert pool.num_lost == 3 and pool.num_live == 1
 
@@ -218,7 +218,7 @@ def test_a_replacement_serves_only_at_the_version_of_the_others(make_pool: MakeP
     undisturbed = drawn(pool)
     for version in (1, 2):
         synced(pool, version)
-    end(pool._slots[1].actor)
+    end(pool.slots[1].actor)
     assert tokens(drawn(pool)) == expected(2, undisturbed)
     assert pool.num_lost == 1
 
