@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 BAD_INPUT, FAILED = 2, 1
+COLUMNS_OF_A_FILE = 120  # where no window says how wide it is
 
 
 def _shipped_names() -> list[str]:
@@ -356,7 +358,8 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable_lines(cell)) for cell in row))
-    console = Console()
+    is_open = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if is_open else COLUMNS_OF_A_FILE)
     console.print(table)
     console.print()
 

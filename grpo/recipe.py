@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -302,6 +303,8 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
+    # It tells how to switch off the token of a cluster that only this machine reaches: nothing that a user should do.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray._raylet.Config.initialize("")  # where ray was imported before, it has read those variables already
     # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
     with contextlib.chdir(Path(__file__).parents[1]):

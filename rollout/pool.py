@@ -71,6 +71,7 @@ class RolloutPool:
         self.version = -1
         self.mode: SyncMode = "rebuild"
         self.num_lost = 0
+        self.memory_bytes: int | None = None  # main memory of the largest worker at the last sync
         self.is_closed = False
         self._engine, self._script, self._base = engine, script, base
         self._actor = ray.remote(**_actor_options(engine, settings, workers.transport))(RolloutWorker)
@@ -118,6 +119,7 @@ class RolloutPool:
         wrong = [receipt.version for receipt in receipts if receipt.version != version]
         if wrong:
             raise WeightSyncError(f"workers hold version {wrong[0]} after a sync of version {version}")
+        self.memory_bytes = max(receipt.memory_bytes for receipt in receipts)
         return receipts
 
     def sleep(self) -> None:

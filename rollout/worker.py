@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rollout.engine import EngineSettings, RolloutEngine
 from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import corrupt, fault, fault_asked_for, fault_point
+from rollout.memory import bytes_of_tree
 from rollout.proof import ReloadProof, prove_reload, write_model
 from rollout.types import Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
@@ -27,12 +28,13 @@ transport to one worker fails, Ray ends the sender: the trainer."""
 
 @dataclass(frozen=True)
 class SyncReceipt:
-    """What a worker holds after a sync, as it proved it."""
+    """What a worker holds after a sync, as it proved it; and the main memory that it takes, its engine's processes among it."""
 
     version: int
     num_tensors: int
     num_bytes: int
     seconds: float
+    memory_bytes: int = 0
 
 
 class RolloutWorker:
@@ -78,7 +80,8 @@ class RolloutWorker:
         if fault():
             self._last_update = update
         num_bytes = sum(raw.nbytes for raw in update.payload.values())
-        return SyncReceipt(self.engine.version, len(update.manifest), num_bytes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return SyncReceipt(self.engine.version, len(update.manifest), num_bytes, seconds, bytes_of_tree())
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. One that the engine refuses is answered by the next poll, like any other failure."""

@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from grpo.plan import whole
 from grpo.plan.duration import Rates, seconds_of_drawing, seconds_of_update
 from grpo.plan.work import Lengths, drawings, training_of
 from grpo.recipe import checked_recipe
+from rollout.memory import bytes_of_tree
 
 SHORT = ["model.pretrain_updates=0", "evaluation=null", "stages.reason.eval_every=null", "stages.reason.warmup_updates=0"]
 CONFIGURATIONS = {
@@ -100,21 +99,6 @@ def real_run(changes: list[str], out: Path) -> dict[str, Any]:
     completion = statistics.mean(step["rollout/completion_tokens"] for step in steps)
     seconds = {"rollout_s": middle["rollout"], "update_s": middle["update"], "step_s": middle["rollout"] + middle["update"]}
     return {**seconds, "completion_tokens": completion, "peak_bytes": peak}
-
-
-def bytes_of_tree(pid: int) -> int:
-    """Of a process and all that it started: a page that n of them share counts as a n-th in each."""
-    total = 0
-    try:
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            try:
-                total += process.memory_full_info().pss
-            except psutil.Error:
-                continue  # it has just ended
-    except psutil.Error:
-        pass
-    return total
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Pictures of what commands print, for README and documentation: each is run in a terminal of so many columns, and its screen saved as SVG.
 
-    python scripts/write_pictures.py [NAME ...] [--columns 100] [--out docs/pictures]
+    python scripts/write_pictures.py [NAME ...] [--out docs/pictures]
+
+Those of a run, live-80 and live-120, take some minutes each: they start r1_zero_tiny, and end it at a step in its middle.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +22,24 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {
-    "plan": "grpo plan r1_zero_tiny",
-    "errors": "grpo run wrong.yaml",
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``until``: of a command that goes on, what its screen shows when the picture is taken."""
+
+    command: str
+    columns: int = 100
+    until: str = ""
+
+
+LIVE = "grpo run r1_zero_tiny --out zero"
+PICTURES = {
+    "plan": Picture("grpo plan r1_zero_tiny"),
+    "errors": Picture("grpo run wrong.yaml"),
+    "doctor": Picture("grpo doctor", 120),
+    "live-80": Picture(LIVE, 80, "step 25: "),
+    "live-120": Picture(LIVE, 120, "step 25: "),
 }
 WRONG = """\
 extends: r1_zero_tiny
@@ -55,38 +74,57 @@ line-height: {line_height}px; }} .{unique_id}-title {{ font-family: system-ui, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", default=list(COMMANDS), help=f"of {', '.join(COMMANDS)} (default: all)")
-    parser.add_argument("--columns", type=int, default=100)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=list(PICTURES), help=f"of {', '.join(PICTURES)} (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures")
     arguments = parser.parse_args()
     for name in arguments.names:
-        screen = printed(COMMANDS[name], arguments.columns)
-        console = Console(record=True, width=arguments.columns, file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
-        console.print(Text.from_ansi(screen.rstrip("\n"), overflow="fold"))
+        picture = PICTURES[name]
+        console = Console(record=True, width=picture.columns, file=open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        console.print(Text.from_ansi(screen(picture).strip("\n"), overflow="fold"))
         file = arguments.out / f"{name}.svg"
-        console.save_svg(str(file), title=f"$ {COMMANDS[name]}", theme=LIGHT, code_format=FRAME, unique_id=name)
+        console.save_svg(str(file), title=f"$ {picture.command}", theme=LIGHT, code_format=FRAME, unique_id=name)
         print(file)
 
 
-def printed(command: str, columns: int) -> str:
+def screen(picture: Picture) -> str:
     """What a terminal shows of it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "wrong.yaml").write_text(WRONG, encoding="utf-8")
         (Path(folder) / "brief.py").write_text(BRIEF, encoding="utf-8")
         ours, theirs = pty.openpty()
-        environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-        running = subprocess.Popen(command.split(), cwd=folder, env=environment, stdout=theirs, stderr=theirs, close_fds=True)
+        environment = {**os.environ, "COLUMNS": str(picture.columns), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+        running = subprocess.Popen(picture.command.split(), cwd=folder, env=environment, stdout=theirs, stderr=theirs, close_fds=True)
         os.close(theirs)
-        text = bytearray()
+        text, shown = b"", ""
         while True:
             try:
                 text += os.read(ours, 65536)
             except OSError:  # the other end is closed
                 break
-            if not text:
+            shown = without_movements(text.decode(errors="ignore"))
+            if picture.until and re.search(picture.until, shown):
+                running.terminate()
+                while running.poll() is None:
+                    os.read(ours, 65536)  # what is not read would hold it up
                 break
         running.wait()
-    return text.decode().replace("\r\n", "\n")
+    return shown
+
+
+def without_movements(text: str) -> str:
+    """Lines as they stand after the cursor went up and wrote them anew; colours stay."""
+    lines, row = [""], 0
+    for piece in re.split(r"(\x1b\[\d*[AK]|\x1b\[\?25[lh]|\r|\n)", text):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif piece.startswith("\x1b[") and piece.endswith("A"):
+            row -= int(piece[2:-1] or 1)
+        elif piece.startswith("\x1b[") and piece.endswith("K"):
+            lines[row] = ""
+        elif piece != "\r" and not piece.startswith("\x1b[?25"):
+            lines[row] += piece
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
 from grpo.policy.state import read_tensors, tensors_of, write_tensors
 from rollout.faults import fault, fault_point
+from rollout.memory import bytes_of_tree
 from rollout.weights import Transport, WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -189,6 +190,11 @@ class PolicyTrainer:
             "train/nonfinite_logprobs": sums["nonfinite"],
             **self._step(),
         }
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What this rank takes now of main memory, and has taken at most of its GPU's."""
+        on_gpu = {"trainer_gpu": torch.cuda.max_memory_allocated(self.device)} if self.device.type == "cuda" else {}
+        return {"trainer": bytes_of_tree(), **on_gpu}
 
     def refresh_reference(self) -> None:
         """Reference := policy. With adapters the reference is the weights below them and stays."""

@@ -66,7 +66,7 @@ def _rl_charts(stage: StageContents) -> list[Chart | None]:
         series = [curve(stage, metric, name, colour) for metric, name, colour in curves]
         return line_chart(title, y_name, series, note=note)
 
-    gib = sorted({name for row in stage.steps for name in row if name.startswith("memory/") or name.endswith("_gib")})
+    gib = sorted({name for row in stage.steps for name in row if name.startswith("memory/")})
     return [
         line_chart("Reward", "reward, mean over samples", _rewards(stage), note="parts are before weighting"),
         line_chart(

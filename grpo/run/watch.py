@@ -1,10 +1,11 @@
 """Is the policy learning to please its rewards rather than to be right? Watches a stage's metrics, and says in words what looks like it.
 
-Five signs, each a pattern over steps and not one bad number:
+Six signs, each a pattern over steps and not one bad number:
 
     rewards_diverge     a model's reward and a rule's go opposite ways
     length_pays         completions grow (or repetition_pays: repeat themselves), the total rises, and being right does not
     held_out_falls      held-out accuracy falls while the training reward rises
+    held_out_lost       held-out accuracy is below what the stage began with
     kl_jumps            the divergence from the reference leaves its running median
     entropy_collapses   the policy loses its entropy and gains nothing for it
 
@@ -93,11 +94,13 @@ class Watch:
     rules      names of the rewards that follow rules
     models     names of those that a model gives
     accuracy   the rule that says whether an answer is right, if there is one
+    began      held-out accuracy before the first step, where it was measured
     """
 
     rules: Sequence[str]
     models: Sequence[str] = ()
     accuracy: str | None = None
+    began: Measured | None = None
     _steps: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=NUM_POINTS * max(STEPS_PER_POINT)))
     _held_out: list[Measured] = field(default_factory=list)
     _last_seen: dict[str, int] = field(default_factory=dict)
@@ -188,10 +191,12 @@ class Watch:
         if "eval/accuracy" not in row or "eval/accuracy_se" not in row:
             return
         self._held_out.append(Measured(row["eval/accuracy"], row["eval/accuracy_se"], step))
+        if self.began is not None and len(self._held_out) >= 2:
+            yield from self._held_out_lost(self.began, max(self._held_out[-2:]))
         if len(self._held_out) < 4:
             return
         best, last = max(min(pair) for pair in pairwise(self._held_out[:-2])), max(self._held_out[-2:])
-        if best.accuracy - last.accuracy <= HELD_OUT_ERRORS * math.hypot(best.error, last.error):
+        if not is_below(last, best):
             return
         since = [row[TOTAL] for row in list(self._steps)[-(step - best.step) :] if TOTAL in row]
         total = trend_of(since)
@@ -207,11 +212,25 @@ class Watch:
             {"eval/accuracy": [best.accuracy, last.accuracy], TOTAL: [total.before, total.after], "steps": len(since)},
         )
 
+    def _held_out_lost(self, began: Measured, last: Measured) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        if not is_below(last, began):
+            return
+        text = (
+            f"held-out accuracy is {last.accuracy:.3g}, and was {began.accuracy:.3g} when the stage began: the rewards pay for something else, "
+            "or the learning rate is too high; read the best-paid samples"
+        )
+        yield "held_out_lost", text, {"eval/accuracy": [began.accuracy, last.accuracy]}
+
     def _trend(self, name: str, width: int) -> Trend | None:
         """Over the last points of ``width`` steps each; None where the metric is missing in any."""
         values = [row.get(name) for row in list(self._steps)[-NUM_POINTS * width :]]
         blocks = [[value for value in values[start : start + width] if value is not None] for start in range(0, len(values), width)]
         return trend_of([median(block) for block in blocks]) if all(blocks) else None
+
+
+def is_below(one: Measured, other: Measured) -> bool:
+    """By more than their errors explain."""
+    return other.accuracy - one.accuracy > HELD_OUT_ERRORS * math.hypot(one.error, other.error)
 
 
 def trend_of(points: Sequence[float]) -> Trend:

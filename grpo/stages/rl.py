@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from grpo.algorithm import Algorithm, load_algorithm
-from grpo.config import RewardUse, RlStage
+from grpo.config import Recipe, RewardUse, RlStage
 from grpo.data.order import prompt_order, taken, too_few
 from grpo.errors import TrainingError
 from grpo.policy.batch import Batch, batch_of_groups
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.records import JsonLines, read_jsonl_rows
-from grpo.run.watch import Watch
+from grpo.run.watch import Measured, Watch
 from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.dynamic import Refilled, refill
@@ -29,6 +29,7 @@ from grpo.stages.step_metrics import Clock, group_metrics, mean_of, metrics_by_s
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
+from rollout.memory import bytes_of_process
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
 
@@ -53,7 +54,8 @@ def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
     with work.rewards(stage.rewards) as rewards:
         work.try_rewards(rewards, prompts.prompts)
         before = evaluation.measure_checkpoint(work, start)
-        metrics = _train(stage, work, folder, algorithm, start, rewards, prompts.prompts)
+        began = None if before is None else Measured(before.accuracy, before.accuracy_se, 0)
+        metrics = _train(stage, work, folder, algorithm, start, rewards, prompts.prompts, began)
     made = Checkpoint(folder / "model")
     work.artifacts[stage.name] = made
     after = evaluation.measure_checkpoint(work, made)
@@ -69,6 +71,7 @@ def _train(
     start: Checkpoint,
     rewards: RewardRuntime,
     prompts: Sequence[Prompt],
+    began: Measured | None,
 ) -> dict[str, float]:
     """All steps. Returns the last one's metrics."""
     spec = TrainerSpec(
@@ -82,7 +85,7 @@ def _train(
     ):
         keeper = Keeper(stage, stage.steps, trainer, work, folder, [metrics_file, samples_file, alarms_file])
         loop = RlLoop(stage, work, folder, algorithm, start, trainer, work.pool(start), rewards, prompts, keeper.finish)
-        watch = watch_over(rewards, stage.rewards)
+        watch = watch_over(rewards, stage.rewards, began)
         saved = keeper.resume("step")
         if saved is None:
             loop.prove_sync()
@@ -125,6 +128,12 @@ def deviations(stage: RlStage, named: Algorithm) -> list[str]:
     return found
 
 
+def asks_for_form(stage: RlStage, recipe: Recipe) -> bool:
+    """Whether anything looks for the tags: without, every completion would count as badly formed."""
+    evaluated = recipe.evaluation is not None and recipe.evaluation.well_formed is not None
+    return evaluated or any(use.use == "format" for use in stage.rewards)
+
+
 class RlLoop:
     """The parts that a step works with."""
 
@@ -145,6 +154,7 @@ class RlLoop:
         self.trainer, self.pool, self.rewards, self.prompts = trainer, pool, rewards, prompts
         self.finish_checkpoint = finish_checkpoint
         self.seed = seed_of(stage, work)
+        self.tags = work.recipe.tags if asks_for_form(stage, work.recipe) else None
         self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
@@ -187,6 +197,7 @@ class RlLoop:
             self.say_new_reward_errors()
         refilled = self.refilled(groups, step, clock)
         groups = refilled.groups
+        self.work.progress.doing(f"step {step + 1}: updating the policy")
         with clock("update"):
             advantages_PG = self.advantages(groups)
             bound = self.max_logprob_gap if staleness == 0 else float("inf")  # older weights differ from the trainer's by what was learned
@@ -198,7 +209,7 @@ class RlLoop:
             if evaluates or not self.work.recipe.rollout.max_staleness:
                 posted.receipts.result()
         metrics = {
-            **group_metrics(groups, advantages_PG, self.work.recipe.tags),
+            **group_metrics(groups, advantages_PG, self.tags),
             **metrics_by_source(groups),
             **(refilled.metrics() if stage.dynamic_sampling else {}),
             **mean_of(updates),
@@ -210,12 +221,20 @@ class RlLoop:
             "rollout/staleness": staleness,
             "rollout/changed_in_flight_frac": drawn.changed_in_flight_frac,
             "rollout/workers_lost": self.pool.num_lost,
+            **self.memory(),
         }
         if evaluates:
             with clock("eval"):
                 metrics |= posted.found.result()
         unused = sample_rows(refilled.replaced, np.zeros((len(refilled.replaced), stage.samples_per_prompt)), step)
         return {**metrics, **clock.metrics()}, [*sample_rows(groups, advantages_PG, step), *({**row, "replaced": True} for row in unused)]
+
+    def memory(self) -> dict[str, float]:
+        """Main memory that the driver, the first trainer rank and the largest worker take; of a GPU what the trainer took at most."""
+        held: dict[str, int] = {"driver": bytes_of_process(), **self.trainer.memory_bytes()}
+        if self.pool.memory_bytes is not None:
+            held["engine"] = self.pool.memory_bytes
+        return {f"memory/{name}_gib": size / 2**30 for name, size in held.items()}
 
     def weights_of(self, step: int) -> dict[str, float]:
         """The rewards' weights in a step: those of the update that it begins with, whatever else has happened in the run."""
@@ -258,7 +277,7 @@ class RlLoop:
 
     def sample(self, prompts: Sequence[Prompt], step: int, meanwhile: Meanwhile) -> list[list[Completion]]:
         def progress(done: int, total: int) -> None:
-            self.work.progress.doing(f"step {step + 1}/{self.stage.steps}: {done}/{total} samples")
+            self.work.progress.doing(f"step {step + 1}: drawn {done}/{total} samples")
             meanwhile()
 
         return self.pool.sample(
@@ -427,8 +446,8 @@ def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]
     )
 
 
-def watch_over(rewards: RewardRuntime, uses: Sequence[RewardUse]) -> Watch:
+def watch_over(rewards: RewardRuntime, uses: Sequence[RewardUse], began: Measured | None = None) -> Watch:
     """A watch that tells rules from models, and leaves out rewards that never weigh anything."""
     paid = [use.part for use in uses if use.weight]
     models = [name for name in paid if rewards.rewards[name].options.by_model]
-    return Watch([name for name in paid if name not in models], models, rewards.accuracy)
+    return Watch([name for name in paid if name not in models], models, rewards.accuracy, began)

@@ -22,16 +22,10 @@ MAX_TEXTS_READ = 256
 """Of a step, for repetition, in the driver; spread evenly over its groups."""
 
 
-def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags) -> dict[str, float]:
-    """Of rewards, lengths and form, over all samples; parts over those that they judged."""
+def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags | None) -> dict[str, float]:
+    """Of rewards, lengths and, where ``tags`` are asked for, form, over all samples; parts over those that they judged."""
     samples = [sample for group in groups for sample in group.samples]
     judged = [sample.reward for sample in samples if sample.reward is not None]
-    formed = [
-        think_text(s.completion.text, group.prompt.prefill, tags.think) is not None
-        and answer_text(s.completion.text, tags.answer) is not None
-        for group in groups
-        for s in group.samples
-    ]
     metrics = {
         "reward/total": float(np.mean(judged)) if judged else float("nan"),
         "reward/total_std": float(np.std(judged)) if judged else float("nan"),
@@ -40,13 +34,20 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/nonfinite_logprobs": float(sum(_num_nonfinite(sample.completion) for sample in samples)),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
-        "rollout/well_formed_frac": float(np.mean(formed)),
         "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(text), 4) for text in _evenly_chosen_texts(samples)])),
     }
+    if tags is not None:
+        formed = [_has_both(sample, group, tags) for group in groups for sample in group.samples]
+        metrics["rollout/well_formed_frac"] = float(np.mean(formed))
     for name in samples[0].parts:
         known = [value for sample in samples if (value := sample.parts[name]) is not None]
         metrics[f"reward/{name}"] = float(np.mean(known)) if known else float("nan")
     return metrics
+
+
+def _has_both(sample: Sample, group: Group, tags: Tags) -> bool:
+    text = sample.completion.text
+    return think_text(text, group.prompt.prefill, tags.think) is not None and answer_text(text, tags.answer) is not None
 
 
 def _num_nonfinite(completion: Completion) -> int:

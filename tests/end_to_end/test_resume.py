@@ -16,7 +16,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, SUMS_OVER_A_MODEL, Grpo, rows_of
 
-VARIES = ("time/", "rollout/tokens_per_s", "rollout/workers_lost")
+VARIES = ("time/", "memory/", "rollout/tokens_per_s", "rollout/workers_lost")
 LAST_WRITE = 4  # of a checkpoint: after it, the checkpoint is whole and under its name
 EVERY_STEP = ["stages.reason.steps=4", "stages.reason.checkpoint_every=1"]
 

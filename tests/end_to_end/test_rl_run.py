@@ -21,6 +21,7 @@ def finished(grpo: Grpo, small_rl: Path, tmp_path: Path) -> Path:
     out = tmp_path / "run"
     result = grpo("run", small_rl, "--out", out)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "Ray" not in result.stdout + result.stderr
     return out
 
 
@@ -54,6 +55,7 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
         assert 0 <= row["rollout/repeated_4gram_frac"] < 1
         assert 0 < row["rollout/logprob_gap"] < 0.1  # at temperature 0.7: without the division it is ten times that
         assert row["loss/clipped_frac"] == 0  # one update a rollout: the ratio is 1
+        assert all(0.05 < row[f"memory/{process}_gib"] < 8 for process in ("driver", "trainer", "engine"))
 
     assert rows_of(finished / "01-reason" / "alarms.jsonl") == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.run.watch import Alarm, Watch, trend_of
+from grpo.run.watch import Alarm, Measured, Watch, trend_of
 
 HEALTHY = [json.loads(line) for line in (Path(__file__).parent / "healthy_runs.jsonl").read_text().splitlines()]
 Series = Callable[[int], float]
@@ -94,6 +94,16 @@ def test_held_out_accuracy_that_falls_while_the_training_reward_rises() -> None:
     assert kinds(found) == {"held_out_falls"}
     assert found[0].evidence["eval/accuracy"][0] > found[0].evidence["eval/accuracy"][1]
     assert "go back to the best checkpoint" in found[0].text
+
+
+def test_held_out_accuracy_below_the_stages_beginning() -> None:
+    """Two evaluations running, by three errors of the difference: 3 x hypot(0.006, 0.003) is 0.02."""
+    watch = Watch(rules=("math", "brief"), accuracy="math", began=Measured(0.03, 0.006, 0))
+    evaluations = [0.001, 0.02, 0.002, 0.003, 0.0]
+    found = [watch.step(step, {"eval/accuracy": value, "eval/accuracy_se": 0.003}) for step, value in enumerate(evaluations, 1)]
+    assert [len(alarms) for alarms in found] == [0, 0, 0, 1, 0]
+    assert found[3][0].alarm == "held_out_lost" and found[3][0].evidence == {"eval/accuracy": [0.03, 0.003]}
+    assert "is 0.003, and was 0.03 when the stage began" in found[3][0].text
 
 
 def test_a_divergence_that_jumps() -> None:

@@ -31,6 +31,7 @@ class ScriptedPool:
     version = 0
     mode = "in_place"
     num_lost = 0
+    memory_bytes = 3 * 2**30
 
     def sample(self, prompts: Sequence[Prompt], num_samples: int, *_: Any, **__: Any) -> list[list[Completion]]:
         return [
@@ -46,6 +47,9 @@ class ScriptedPool:
 class NoTrainer:
     def policy_update(self, batch: Any, _: float) -> dict[str, float]:
         return {"train/skipped_updates": 0.0, "train/rows": float(len(batch))}
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"trainer": 2**30, "trainer_gpu": 2**31}
 
 
 @pytest.fixture
@@ -92,6 +96,7 @@ def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(lo
     with dynamic.drawing():
         for step in range(3):
             metrics, rows = dynamic.step(step)
+            assert [metrics[f"memory/{of}_gib"] for of in ("trainer", "trainer_gpu", "engine")] == [1, 2, 3]
             written += rows
             positions.append(metrics["data/prompts_consumed"])
             if step == 0:

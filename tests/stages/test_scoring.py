@@ -6,16 +6,18 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from grpo.algorithm import GRPO
 from grpo.algorithm.advantages import group_centre
-from grpo.config import RewardUse, Tags
+from grpo.config import RewardUse, RlStage, Tags
+from grpo.loading import load_recipe
 from grpo.run.records import JsonLines
 from grpo.run.watch import Watch
-from grpo.stages.rl import watch_over
+from grpo.stages.rl import asks_for_form, watch_over
 from grpo.stages.scoring import group_advantages, score_groups, score_inputs, weights_at
 from grpo.stages.step_metrics import group_metrics, reward_failures, reward_latency
 from grpo.types import Group, Sample
@@ -142,6 +144,22 @@ def test_a_step_logs_latency_failures_and_repetition(base: Path) -> None:
     groups[0] = replace(groups[0], samples=(looping, *groups[0].samples[1:]))
     metrics = group_metrics(groups, np.zeros((2, 3)), Tags())
     assert metrics["rollout/repeated_4gram_frac"] == pytest.approx(1 / 30)
+    assert metrics["rollout/well_formed_frac"] == 0.0
+    assert "rollout/well_formed_frac" not in group_metrics(groups, np.zeros((2, 3)), None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "asks"),
+    [
+        ("r1_zero_tiny", [], True),
+        ("r1_zero_tiny", ["evaluation.well_formed=null"], True),
+        ("r1_zero_tiny", ["stages.reason.rewards=[{use: math}]"], True),
+        ("r1_zero_smollm2", [], False),
+    ],
+)
+def test_form_is_counted_only_where_a_reward_or_an_evaluation_looks_for_it(recipe: str, changes: list[str], asks: bool) -> None:
+    loaded = load_recipe(recipe, changes).recipe
+    assert asks_for_form(cast(RlStage, loaded.stages[0]), loaded) is asks
 
 
 def test_alarms_are_written_as_one_object_a_line(tmp_path: Path) -> None:

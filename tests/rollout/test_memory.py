@@ -1,0 +1,21 @@
+"""Main memory of processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from rollout.memory import bytes_of_process, bytes_of_tree
+
+HOLDER = "import sys; held = b'x' * 200_000_000; print('here', flush=True); sys.stdin.read()"
+
+
+def test_what_a_child_holds_is_its_parents_too() -> None:
+    alone = bytes_of_tree()
+    child = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"here\n"
+    with_child = bytes_of_tree()
+    assert 200e6 < bytes_of_tree(child.pid) < 300e6
+    assert with_child - alone > 190e6 > abs(bytes_of_process() - alone)
+    child.communicate()
+    assert bytes_of_tree(child.pid) == 0
