@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.plan import whole
-from grpo.plan.duration import Rates, seconds_of_drawing, seconds_of_update
+from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update
 from grpo.plan.work import Lengths, drawings, training_of
 from grpo.recipe import checked_recipe
 from rollout.memory import bytes_of_tree
@@ -67,7 +67,7 @@ def main() -> int:
     return 0
 
 
-def foretold(plan: whole.Outline, needed: whole.Needs, lengths: Lengths, rates: Rates) -> dict[str, float]:
+def foretold(plan: whole.Outline, needed: whole.Needs, lengths: Lengths, rates: Rates | Costs) -> dict[str, float]:
     """Seconds of one step's drawing and updating, and the bytes that follow from shapes."""
     stage, memory = plan.recipe.stages[0], needed.memory["reason"]
     (drawn,) = drawings(stage, plan.recipe, plan.architectures, {}, lengths)

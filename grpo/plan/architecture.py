@@ -56,6 +56,13 @@ class Architecture:
         return 2 * 2 * self.layers * heads * self.head_dim
 
     @property
+    def activation_bytes_per_token(self) -> int:
+        """What a token leaves behind in a forward pass. Loads torch."""
+        from grpo.policy.budget import activation_bytes, config_from_json
+
+        return activation_bytes(config_from_json(json.dumps(self.config)), checkpointed=False)
+
+    @property
     def positions(self) -> int | None:
         return self._text.get("max_position_embeddings")
 

@@ -1,9 +1,14 @@
-"""How long does a stage take? Its work divided by rates: those that the recipe states of its hardware, or those measured on this machine."""
+"""How long does a stage take? By rates that the recipe states of its hardware, or by what was measured on this machine.
+
+Stated rates divide the work. Measured costs are seconds for a unit of each quantity that an update's or a draw's time is made of, fitted to
+updates and draws of several sizes, lengths and models (``measure``); the time of another is the sum of its quantities at these costs.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from grpo.config import Hardware, Recipe
 from grpo.plan.work import Drawing, Training
@@ -13,21 +18,51 @@ OPTIMISER_BYTES = 28  # read and written for each weight: the weight, its gradie
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one device.
-
-    flops_per_s         bfloat16 products of the trainer
-    bytes_per_s         of memory read and written
-    layer_pass_s        what a layer of a pass costs besides, there and back
-    engine_layer_s      what a layer costs an engine for each token step, however few sequences it draws
-    engine_token_s      what a token costs it besides
-    """
+    """Of one device, as stated: bfloat16 products, and bytes of memory read and written."""
 
     flops_per_s: float
     bytes_per_s: float
-    layer_pass_s: float = 0.0
-    engine_layer_s: float | None = None
-    engine_token_s: float = 0.0
-    are_measured: bool = False
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of this machine, as measured: seconds for a unit of what ``update_quantities`` and ``draw_quantities`` name."""
+
+    update: Mapping[str, float]
+    draw: Mapping[str, float]
+    bytes_per_s: float
+
+
+def update_quantities(training: Training, passes: float) -> dict[str, float]:
+    """``passes``: how many the tokens are shared out over, each with operations of its own in every layer."""
+    tokens = training.forwards * training.tokens
+    return {
+        "products": training.products,
+        "attention": training.attention,
+        "activation_bytes": tokens * training.model.activation_bytes_per_token,
+        "tokens": tokens,
+        "pass_layers": training.forwards * passes * training.model.layers,
+    }
+
+
+def draw_quantities(drawing: Drawing, max_sequences: int) -> dict[str, float]:
+    """Of one engine that draws it all. A token step has its own cost, and so has each sequence in it."""
+    model = drawing.model
+    steps = math.ceil(drawing.sequences / max_sequences) * drawing.longest
+    tokens = drawing.sequences * drawing.completion
+    computed = tokens + drawing.sequences / drawing.samples_per_prompt * drawing.prompt  # a prompt is computed once
+    return {
+        "steps": steps,
+        "step_layers": steps * model.layers,
+        "tokens": tokens,
+        "token_layers": computed * model.layers,
+        "token_parameters": computed * model.parameters,
+        "seen_bytes": tokens * (drawing.prompt + drawing.completion / 2) * model.cache_bytes_per_token,
+    }
+
+
+def at_cost(quantities: Mapping[str, float], costs: Mapping[str, float]) -> float:
+    return sum(quantity * costs[name] for name, quantity in quantities.items())
 
 
 @dataclass(frozen=True)
@@ -50,34 +85,33 @@ def stated_rates(hardware: Hardware) -> Rates | None:
     return Rates(hardware.tflops * 1e12, hardware.bandwidth_gb_s * 1e9)
 
 
-def seconds_of_update(training: Training, tokens_per_pass: int, trained: int, recipe: Recipe, rates: Rates) -> float:
-    """One update: products shared out over ranks, the passes' own cost, and the optimiser's way through memory."""
+def seconds_of_update(training: Training, tokens_per_pass: int, trained: int, recipe: Recipe, rates: Rates | Costs) -> float:
+    """One update: its work shared out over ranks, and the optimiser's way through memory."""
     ranks = recipe.trainer.ranks
-    passes = math.ceil(training.tokens / ranks / tokens_per_pass)
-    overhead = passes * training.model.layers * rates.layer_pass_s * training.forwards / 3
     shared_out = ranks if recipe.trainer.shard != "none" else 1
-    return training.flops / ranks / rates.flops_per_s + overhead + OPTIMISER_BYTES * trained / shared_out / rates.bytes_per_s
+    optimiser = OPTIMISER_BYTES * trained / shared_out / rates.bytes_per_s
+    if isinstance(rates, Costs):
+        passes = ranks * math.ceil(training.tokens / ranks / tokens_per_pass)
+        return at_cost(update_quantities(training, passes), rates.update) / ranks + optimiser
+    return training.flops / ranks / rates.flops_per_s + optimiser
 
 
-def seconds_of_drawing(drawing: Drawing, recipe: Recipe, rates: Rates) -> float:
+def seconds_of_drawing(drawing: Drawing, recipe: Recipe, rates: Rates | Costs) -> float:
     """One call: as many token steps as the longest completion has, for each wave of sequences, and what tokens add.
 
-    A step reads all weights; each token is two operations a weight, and reads the keys and values of what it sees.
+    By stated rates a step reads all weights; each token is two operations a weight, and reads the keys and values of what it sees.
     """
-    workers, model = recipe.rollout.workers, drawing.model
-    steps = math.ceil(drawing.sequences / workers / recipe.rollout.max_sequences) * drawing.longest
-    tokens = drawing.sequences * drawing.completion / workers
+    of_one = replace(drawing, sequences=drawing.sequences / recipe.rollout.workers)
+    quantities = draw_quantities(of_one, recipe.rollout.max_sequences)
+    if isinstance(rates, Costs):
+        return at_cost(quantities, rates.draw)
     weight_bytes = 2 if recipe.rollout.dtype == "bfloat16" else 4
-    prefill = 2 * model.parameters * drawing.prompt * drawing.sequences / drawing.samples_per_prompt / workers / rates.flops_per_s
-    if rates.engine_layer_s is not None:
-        return steps * model.layers * rates.engine_layer_s + tokens * rates.engine_token_s + prefill
-    step_s = weight_bytes * model.parameters / rates.bytes_per_s
-    seen_s = model.cache_bytes_per_token * (drawing.prompt + drawing.completion / 2) / rates.bytes_per_s
-    return steps * step_s + tokens * (2 * model.parameters / rates.flops_per_s + seen_s) + prefill
+    read = quantities["steps"] * weight_bytes * drawing.model.parameters + quantities["seen_bytes"]
+    return read / rates.bytes_per_s + 2 * quantities["token_parameters"] / rates.flops_per_s
 
 
 def seconds_of_stage(
-    drawings: list[Drawing], training: Training | None, tokens_per_pass: int | None, trained: int, recipe: Recipe, rates: Rates
+    drawings: list[Drawing], training: Training | None, tokens_per_pass: int | None, trained: int, recipe: Recipe, rates: Rates | Costs
 ) -> Seconds:
     drawing = sum(d.times * seconds_of_drawing(d, recipe, rates) for d in drawings if d.what != "evaluation")
     evaluation = sum(d.times * seconds_of_drawing(d, recipe, rates) for d in drawings if d.what == "evaluation")

@@ -1,6 +1,7 @@
-"""What are this machine's rates? A few updates and a few draws with random weights of the recipe's model, in processes of their own.
+"""What do updates and draws cost on this machine? Some are timed with random weights, in processes of their own, and costs fitted to them.
 
-Two sizes of each are timed. What grows with the size gives the rates, and what does not is a pass's, or a token step's, own cost.
+Timed are the recipe's model in two sizes of batch and two lengths, and beside it one of half the layers and one of half the width: without them
+nothing could be said of another model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,22 @@ from grpo.config import Recipe
 from grpo.cores import num_cores
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture
-from grpo.plan.duration import OPTIMISER_BYTES, Rates
-from grpo.plan.work import Training
+from grpo.plan.duration import OPTIMISER_BYTES, Costs, draw_quantities, update_quantities
+from grpo.plan.work import Drawing, Training
 from grpo.policy.machine import host_bytes
 
 ROUNDS = 3  # the best counts: whatever else the machine does only adds
-PART_OF_A_PASS = 6  # the smaller of the two updates
-MOST_STEPS = 48  # token steps of a draw
+PART = 6  # the smaller batch is so much smaller
+LONGER = 2.5  # the longer completions are so much longer
+MOST_STEPS = 64  # token steps of a shorter draw
+SHARERS = 8  # samples of a prompt
+SWEEPS = 20_000  # of the fit: half a second
+DRAW = ("steps", "step_layers", "tokens", "token_layers", "token_parameters", "seen_bytes")
 DEADLINE_S = 900.0
 
 
-def measured_rates(recipe: Recipe, model: Architecture, prompt: int, completion: int, tokens_per_pass: int) -> Rates:
-    """For updates and draws of such lengths. Raises TrainingError where the model is too large to be measured here, or a process fails."""
+def measured_costs(recipe: Recipe, model: Architecture, prompt: int, completion: int, tokens_per_pass: int) -> Costs:
+    """Around updates and draws of such lengths. Raises TrainingError where the model is too large to be measured here, or a process fails."""
     needed = 24 * model.parameters
     if needed > host_bytes():
         raise TrainingError(
@@ -43,10 +48,10 @@ def measured_rates(recipe: Recipe, model: Architecture, prompt: int, completion:
         "rollout": recipe.rollout.model_dump(mode="json"),
         "precision": recipe.trainer.precision,
     }
-    asked |= {"prompt": prompt, "completion": completion, "tokens_per_pass": max(tokens_per_pass, prompt + completion)}
+    asked |= {"prompt": prompt, "completion": completion, "tokens_per_pass": max(tokens_per_pass, prompt + round(LONGER * completion))}
     trainer = _apart("trainer", asked)
-    engine = _apart("engine", asked) if recipe.rollout.engine != "scripted" else {"layer_s": 0.0, "token_s": 0.0}
-    return Rates(trainer["flops_per_s"], trainer["bytes_per_s"], trainer["layer_pass_s"], engine["layer_s"], engine["token_s"], True)
+    draw = _apart("engine", asked) if recipe.rollout.engine != "scripted" else dict.fromkeys(DRAW, 0.0)
+    return Costs(trainer["update"], draw, trainer["bytes_per_s"])
 
 
 def _apart(what: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +70,8 @@ def _apart(what: str, asked: dict[str, Any]) -> dict[str, Any]:
 # --- In the process apart -------------------------------------------------------------------------
 
 
-def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Updates of a pass, and of a part of one, by the trainer itself."""
+def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Updates of one pass, by the trainer itself."""
     from dataclasses import replace
 
     import torch
@@ -75,55 +80,83 @@ def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, float]:
     from grpo.config import Optimiser, Trainer
     from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 
-    model = _random_model(asked["config"], folder)
-    prompt, completion = asked["prompt"], asked["completion"]
-    samples = max(2, (asked["tokens_per_pass"] - prompt) // completion)
-    optimiser = Optimiser(learning_rate=1e-6, tokens_per_device=prompt + samples * completion)
-    spec = TrainerSpec(
-        folder, optimiser, 1000, replace(GRPO, kl_coef=0.0), num_threads=num_cores(), layout=Trainer(precision=asked["precision"])
-    )
-    trainer = PolicyTrainer(spec)
+    prompt, completion, tokens = asked["prompt"], asked["completion"], asked["tokens_per_pass"]
     bytes_per_s = _bytes_per_s(torch)
-    optimiser_s = OPTIMISER_BYTES * model.parameters / bytes_per_s
-    found = []
-    for number in (samples, max(1, samples // PART_OF_A_PASS)):
-        batch = _batch(number, prompt, completion, asked["config"]["vocab_size"])
-        work = Training(1, 1, number, prompt, completion, 3, model)
-        found.append((work.flops, _best(partial(trainer.policy_update, batch)) - optimiser_s))
-    (large, large_s), (small, small_s) = found
-    flops_per_s = (large - small) / max(large_s - small_s, 1e-9)
-    layer_pass_s = max(0.0, small_s - small / flops_per_s) / model.layers
-    return {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s, "layer_pass_s": layer_pass_s}
+    timed = []
+    for model, lengths in _models(asked, folder):
+        layout, optimiser = Trainer(precision=asked["precision"]), Optimiser(learning_rate=1e-6, tokens_per_device=tokens)
+        algorithm = replace(GRPO, kl_coef=0.0)
+        assert model.folder is not None
+        trainer = PolicyTrainer(TrainerSpec(model.folder, optimiser, 1000, algorithm, num_threads=num_cores(), layout=layout))
+        for own in (round(length * completion) for length in lengths):
+            most = max(2, (tokens - prompt) // own)
+            for samples in (most, max(1, most // PART)) if own == completion else (most,):
+                batch = _batch(samples, prompt, own, asked["config"]["vocab_size"])
+                work = Training(1, 1, samples, prompt, own, 3, model)
+                optimiser_s = OPTIMISER_BYTES * model.parameters / bytes_per_s
+                timed.append((update_quantities(work, 1), _best(partial(trainer.policy_update, batch)) - optimiser_s))
+    return {"update": fitted(timed), "bytes_per_s": bytes_per_s}
 
 
 def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Draws of many sequences and of few, by the engine itself; token steps are what both have alike."""
+    """Draws, by the engine itself, which ends none of them early."""
     import numpy as np
 
     from rollout.engine import EngineSettings, generate
     from rollout.types import Request, Sampling
     from rollout.worker import RolloutWorker
 
-    model = _random_model(asked["config"], folder)
-    settings, steps = asked["rollout"], min(asked["completion"], MOST_STEPS)
-    longest, threads = asked["prompt"] + steps, num_cores()
-    sizes = EngineSettings(settings["dtype"], settings["kv_cache_gib"], settings["max_sequences"], longest, threads)
-    worker = RolloutWorker(settings["engine"], sizes)
-    worker.load_model(folder, version=0)
-    rng = np.random.default_rng(0)
-    numbers = (settings["max_sequences"], max(1, settings["max_sequences"] // 8))
+    settings, prompt, usual = asked["rollout"], asked["prompt"], min(asked["completion"], MOST_STEPS)
+    longest, most, rng = prompt + round(LONGER * usual), settings["max_sequences"], np.random.default_rng(0)
+    worker = RolloutWorker(settings["engine"], EngineSettings(settings["dtype"], settings["kv_cache_gib"], most, longest, num_cores()))
+    timed = []
 
-    def draw(number: int) -> Callable[[], int]:
-        prompts = [tuple(rng.integers(0, 256, asked["prompt"]).tolist()) for _ in range(-(-number // 8))]
-        requests = [Request(str(i), prompts[i // 8], Sampling(steps), seed=i) for i in range(number)]
-        return lambda: sum(len(drawn.tokens) for drawn in generate(worker.engine, requests, DEADLINE_S))
+    def draw(number: int, own: int) -> int:
+        prompts = [tuple(rng.integers(0, 256, prompt).tolist()) for _ in range(-(-number // SHARERS))]
+        requests = [Request(str(i), prompts[i // SHARERS], Sampling(own), seed=i) for i in range(number)]
+        return sum(len(drawn.tokens) for drawn in generate(worker.engine, requests, DEADLINE_S))
 
-    (many_s, many), (few_s, few) = [(_best(draw(number)), draw(number)()) for number in numbers]
-    token_s = max(0.0, (many_s - few_s) / (many - few))
-    return {"layer_s": max(0.0, few_s - few * token_s) / steps / model.layers, "token_s": token_s}
+    for model, lengths in _models(asked, folder):
+        assert model.folder is not None
+        worker.load_model(model.folder, version=0)
+        for own in (round(length * usual) for length in lengths):
+            for number in (most, max(1, most // PART)) if own == usual else (most,):
+                seconds = _best(partial(draw, number, own))
+                work = Drawing("measured", 1, number, SHARERS, prompt, draw(number, own) / number, own, model)
+                timed.append((draw_quantities(work, most), seconds))
+    return fitted(timed)
 
 
-def _random_model(config: dict[str, Any], folder: Path) -> Architecture:
+def fitted(timed: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
+    """Costs, none below 0, whose sums come nearest to the seconds, as a fraction of each: least squares by cyclic coordinate descent."""
+    import numpy as np
+
+    names = list(timed[0][0])
+    shares = np.array([[quantities[name] / seconds for name in names] for quantities, seconds in timed])
+    scale = np.linalg.norm(shares, axis=0)
+    shares, costs, rest = shares / scale, np.zeros(len(names)), np.ones(len(timed))
+    for _ in range(SWEEPS):
+        for j, column in enumerate(shares.T):
+            moved = max(-costs[j], column @ rest)
+            costs[j] += moved
+            rest -= moved * column
+    return dict(zip(names, (costs / scale).tolist(), strict=True))
+
+
+def _models(asked: dict[str, Any], folder: Path) -> Iterator[tuple[Architecture, tuple[float, ...]]]:
+    """The recipe's, to be timed with completions of its length and longer ones; of half its layers, and half its width."""
+    config = asked["config"]
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    half = max(1, layers // 2)
+    kinds = {"layer_types": config["layer_types"][:half]} if config.get("layer_types") else {}
+    narrow = {name: max(1, config[name] // 2) for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    yield _random_model(config, folder / "whole"), (1.0, LONGER)
+    yield _random_model({**config, "num_hidden_layers": half, **kinds}, folder / "shallow"), (1.0,)
+    yield _random_model({**config, **narrow, "num_key_value_heads": 1, "head_dim": size}, folder / "narrow"), (1.0,)
+
+
+def _random_model(config: Mapping[str, Any], folder: Path) -> Architecture:
     """Written to ``folder`` with a tokenizer of few words, since nothing is read."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from grpo.plan.duration import in_words
+from grpo.plan.duration import Costs, in_words
 from grpo.plan.whole import Needs, Outline
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def needs_sections(plan: Outline, needed: Needs) -> Iterator[Section]:
     yield f"memory, on {plan.site.in_words()}", ["stage", "one", "on", "holds", "of", "made of", ""], list(_memory_rows(plan, needed))
     yield "disk", ["stage", "size", "of"], list(_disk_rows(needed))
     if needed.seconds:
-        how = "measured on this machine" if needed.rates and needed.rates.are_measured else "by the rates that hardware: states"
+        how = "measured on this machine" if isinstance(needed.rates, Costs) else "by the rates that hardware: states"
         rows = [[name, *map(in_words, (s.drawing, s.evaluation, s.training, s.total))] for name, s in needed.seconds.items()]
         yield (
             f"time, {how}, with sequences of the lengths given (--lengths), or the longest allowed",

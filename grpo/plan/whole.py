@@ -15,7 +15,7 @@ from grpo.plan.architecture import Architecture, architectures
 from grpo.plan.changes import Changes, changes_of
 from grpo.plan.contacts import Contact, contacts_of
 from grpo.plan.disk import Written, written_by
-from grpo.plan.duration import Rates, Seconds, seconds_of_stage, stated_rates
+from grpo.plan.duration import Costs, Rates, Seconds, seconds_of_stage, stated_rates
 from grpo.plan.hardware import Site, site_of
 from grpo.plan.rows import RenderedPrompt, over_limit, rendered
 from grpo.plan.stages import AnyStage, PlannedStage, make_plan
@@ -51,7 +51,7 @@ class Needs:
     memory: Mapping[str, StageMemory]
     disk: Mapping[str, tuple[Written, ...]]
     contacts: tuple[Contact, ...]
-    rates: Rates | None
+    rates: Rates | Costs | None
     seconds: Mapping[str, Seconds]
     unknown: tuple[str, ...]
     problems: tuple[str, ...]
@@ -142,7 +142,9 @@ def _known_rows(plan: Outline) -> dict[str, int]:
     return rows
 
 
-def _seconds(plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths, rates: Rates) -> tuple[dict[str, Seconds], list[str]]:
+def _seconds(
+    plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths, rates: Rates | Costs
+) -> tuple[dict[str, Seconds], list[str]]:
     rows, seconds, why_not = _known_rows(plan), {}, []
     for planned in plan.stages:
         stage, of_stage = planned.stage, memory.get(planned.stage.name)
@@ -164,17 +166,17 @@ def _has_reference(stage: AnyStage, base: Path) -> bool:
     return isinstance(stage, TrainedStage) and has_reference(stage, base)
 
 
-def _measured(plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths) -> Rates:
+def _measured(plan: Outline, memory: Mapping[str, StageMemory], lengths: Lengths) -> Costs:
     """With the model and the lengths of the first stage that trains and whose memory is known."""
     from grpo.errors import RecipeError
-    from grpo.plan.measure import measured_rates
+    from grpo.plan.measure import measured_costs
 
     for planned in plan.stages:
         stage, of_stage = planned.stage, memory.get(planned.stage.name)
         if of_stage is not None and of_stage.tokens_per_pass is not None:
             prompt = lengths.prompt or int(getattr(stage, "max_prompt_tokens", 64))
             completion = lengths.completion or int(getattr(stage, "max_completion_tokens", 256))
-            return measured_rates(plan.recipe, plan.architectures[stage.name], prompt, completion, of_stage.tokens_per_pass)
+            return measured_costs(plan.recipe, plan.architectures[stage.name], prompt, completion, of_stage.tokens_per_pass)
     raise RecipeError("--measure: no stage trains a model whose shapes are known")
 
 

@@ -37,7 +37,7 @@ class Drawing:
 
     what: str
     times: int
-    sequences: int
+    sequences: float
     samples_per_prompt: int
     prompt: int
     completion: int
@@ -64,16 +64,23 @@ class Training:
 
     @property
     def flops(self) -> float:
-        """Of one update: 2 a weight and token; for attention 4 x width a layer, token and token seen; logits of completions only."""
+        return self.products + self.attention
+
+    @property
+    def products(self) -> float:
+        """Operations of one update with weights: 2 a weight and token; logits of completions only."""
         config = self.model.config
         assert config is not None
         head = config["vocab_size"] * config["hidden_size"]
         body = self.model.parameters - (1 if config.get("tie_word_embeddings") else 2) * head
-        own, samples = self.completion, self.samples_per_prompt
-        seen = self.prompt**2 / 2 + samples * own * (self.prompt + own / 2)
-        attention = 4 * self.model.attention_width * self.model.layers * self.prompts * seen
-        products = 2 * (body * self.tokens + head * self.prompts * samples * own)
-        return self.forwards * (products + attention)
+        return self.forwards * 2 * (body * self.tokens + head * self.prompts * self.samples_per_prompt * self.completion)
+
+    @property
+    def attention(self) -> float:
+        """Operations of one update among tokens: 4 x width a layer, token and token seen."""
+        own = self.completion
+        seen = self.prompt**2 / 2 + self.samples_per_prompt * own * (self.prompt + own / 2)
+        return self.forwards * 4 * self.model.attention_width * self.model.layers * self.prompts * seen
 
 
 def drawings(

@@ -14,7 +14,8 @@ import pytest
 from grpo.errors import RecipeError
 from grpo.loading import load_recipe, shipped_recipes
 from grpo.plan import whole
-from grpo.plan.duration import Rates, seconds_of_drawing, seconds_of_update
+from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update, update_quantities
+from grpo.plan.measure import fitted
 from grpo.plan.memory import StageMemory
 from grpo.plan.tell import as_json
 from grpo.plan.work import Drawing, Lengths, Training, lengths_from
@@ -203,8 +204,15 @@ def test_an_update_by_hand(recipe: Path) -> None:
     work = Training(updates=1, prompts=4, samples_per_prompt=8, prompt=100, completion=50, forwards=4, model=model)
     seen = 4 * (100 * 50 + 8 * 50 * 125)
     assert work.flops == pytest.approx(4 * (2 * ((n - head) * 2000 + head * 1600) + 4 * 1536 * 28 * seen))
-    seconds = seconds_of_update(work, 1000, n, outline.recipe, Rates(1e12, 1e11, layer_pass_s=0.01))
-    assert seconds == pytest.approx(work.flops / 1e12 + 2 * 28 * 0.01 * 4 / 3 + 28 * n / 1e11)
+    stated = seconds_of_update(work, 1000, n, outline.recipe, Rates(1e12, 1e11))
+    assert stated == pytest.approx(work.flops / 1e12 + 28 * n / 1e11)
+    costs = {"products": 1e-12, "attention": 2e-12, "activation_bytes": 1e-11, "tokens": 1e-5, "pass_layers": 0.01}
+    # what a token leaves behind, in one layer more than there are: 30 x 1536 + 14 x (1536 + 256) + 9 x 8960 bytes
+    activations = 29 * (30 * 1536 + 14 * (1536 + 256) + 9 * 8960)
+    assert update_quantities(work, 2)["activation_bytes"] == 4 * 2000 * activations
+    measured = seconds_of_update(work, 1000, n, outline.recipe, Costs(costs, {}, 1e11))  # 2,000 tokens are two passes
+    by_token = 4 * 2000 * (activations * 1e-11 + 1e-5)
+    assert measured == pytest.approx(work.products * 1e-12 + work.attention * 2e-12 + by_token + 4 * 2 * 28 * 0.01 + 28 * n / 1e11)
 
 
 def test_a_draw_by_hand(recipe: Path) -> None:
@@ -213,10 +221,19 @@ def test_a_draw_by_hand(recipe: Path) -> None:
     # 256 sequences over two workers, 64 at a time: two waves of 100 token steps. 256 x 80 / 2 tokens each worker.
     drawn = Drawing("rollout", 1, 256, 16, prompt=40, completion=80, longest=100, model=outline.architectures["one"])
     prefill = 2 * n * 40 * 8 / 1e12
-    measured = Rates(1e12, 1e11, engine_layer_s=0.001, engine_token_s=0.0001)
-    assert seconds_of_drawing(drawn, outline.recipe, measured) == pytest.approx(200 * 28 * 0.001 + 10240 * 0.0001 + prefill)
+    costs = {"steps": 0.01, "step_layers": 0.001, "tokens": 1e-4, "token_layers": 1e-5, "token_parameters": 1e-12, "seen_bytes": 1e-11}
+    seconds = 200 * (0.01 + 28 * 0.001) + 10240 * 1e-4 + (10240 + 40 * 8) * (28 * 1e-5 + n * 1e-12) + 10240 * 28_672 * 80 * 1e-11
+    assert seconds_of_drawing(drawn, outline.recipe, Costs({}, costs, 1e11)) == pytest.approx(seconds)
     per_token = 2 * n / 1e12 + 28_672 * (40 + 40) / 1e11
     assert seconds_of_drawing(drawn, outline.recipe, Rates(1e12, 1e11)) == pytest.approx(200 * 2 * n / 1e11 + 10240 * per_token + prefill)
+
+
+def test_costs_are_fitted_to_what_was_timed() -> None:
+    """3 s a step and 2 s a token, found again from three of their sums; a third quantity that costs nothing is not made to cost less."""
+    timed = [({"steps": s, "tokens": t, "layers": n}, 3.0 * s + 2.0 * t) for s, t, n in ((1, 10, 4), (2, 5, 4), (4, 40, 2), (1, 1, 1))]
+    assert fitted(timed) == pytest.approx({"steps": 3.0, "tokens": 2.0, "layers": 0.0}, abs=1e-6)
+    falling = [({"steps": 1.0, "layers": n}, 5.0 - n) for n in (1.0, 2.0, 3.0)]
+    assert fitted(falling)["layers"] == 0.0 and 2.0 < fitted(falling)["steps"] < 4.0
 
 
 def test_times_need_rates_and_rows(recipe: Path) -> None:
