@@ -17,7 +17,7 @@ from grpo import __version__
 
 app = typer.Typer(
     name="grpo",
-    help="DeepSeek-R1's recipe from one YAML file: SFT, GRPO, rejection sampling, distillation.",
+    help="DeepSeek-R1's recipe from one YAML file: SFT, GRPO, rejection sampling, distillation.\n\n\b\nExample: grpo run r1_tiny --out runs/first",
     epilog="Exit codes: 0 done; 1 failed; 2 bad input, nothing was loaded; 130 and 143 interrupted, and the same command goes on.",
     no_args_is_help=True,
     add_completion=True,
@@ -94,7 +94,11 @@ def run(
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="Begin again up to N times where the run is killed or fails.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe, or go on with it. Example: grpo run r1_tiny --out runs/first"""
+    """Run a recipe, or go on with it.
+
+    \b
+    Example: grpo run r1_tiny --out runs/first
+    """
     if restarts:
         from grpo.run.supervise import run_again_until_done
 
@@ -117,13 +121,17 @@ def plan(
     overrides: Overrides = None,
     out: Out = None,
     quick: Annotated[bool, typer.Option("--quick", help="Stages and rows alone, without memory, disk and time.")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's rates for times; about a minute.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure what this machine takes; about two minutes.")] = False,
     lengths: Annotated[
         str | None, typer.Option(metavar="P/C", help="Mean tokens of prompts and completions for times; the longest allowed by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a run would do and need, and whether it fits; downloads nothing. Example: grpo plan r1_tiny stages.reason.steps=12"""
+    """Show what a run would do, and whether it fits. Nothing is downloaded.
+
+    \b
+    Example: grpo plan r1_tiny stages.reason.steps=12
+    """
     from pathlib import Path
 
     from grpo.errors import RecipeError
@@ -156,7 +164,11 @@ def report(
     ] = None,
     pictures: Annotated[str | None, typer.Option(metavar="FOLDER", help="Write every chart there too, as an SVG file.")] = None,
 ) -> None:
-    """Write a run's report anew: one HTML file that works offline. Example: grpo report runs/first --against runs/second"""
+    """Write a run's report anew: one HTML file that works offline.
+
+    \b
+    Example: grpo report runs/first --against runs/second
+    """
     from pathlib import Path
 
     from grpo.run.report import report_run
@@ -170,7 +182,11 @@ def report(
 @app.command()
 @_explains_errors
 def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the shipped recipes. Example: grpo recipes"""
+    """List the shipped recipes.
+
+    \b
+    Example: grpo recipes
+    """
     from grpo.loading import load_recipe, shipped_recipes
 
     rows = [
@@ -189,6 +205,7 @@ def eval(
     data: Annotated[
         str, typer.Option(metavar="FILE", help="A .jsonl, .csv or .parquet file with columns question (or prompt) and answer.")
     ],
+    column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Rename a column, as columns: does in a recipe.")] = None,
     template: Annotated[str, typer.Option(help="r1_zero, chat, plain or ./file.jinja")] = "r1_zero",
     samples: Annotated[int, typer.Option(help="Samples per problem.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
@@ -202,13 +219,17 @@ def eval(
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Keep per-item results here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model: avg@n with standard error, pass@k, maj@k. Example: grpo eval runs/r1-tiny/05-final/model --data sums.jsonl --json"""
+    """Measure a model: avg@n with standard error, pass@k, maj@k.
+
+    \b
+    Example: grpo eval runs/r1-tiny/05-final/model --data sums.jsonl --json
+    """
     from grpo.evaluate import compare_models, evaluate_model
 
     settings: dict[str, Any] = dict(
         template=template, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, lenient=lenient
     )
-    settings |= dict(engine=engine, out=out)
+    settings |= dict(engine=engine, columns=column or [], out=out)
     with _stdout_for_json(as_json):
         metrics = evaluate_model(model, data, **settings) if against is None else compare_models(model, against, data, **settings)
     if as_json:
@@ -221,14 +242,22 @@ def eval(
     )
 
 
-rewards_app = typer.Typer(help="List rewards, and try one on a file's rows.", no_args_is_help=True, rich_markup_mode=None)
+rewards_app = typer.Typer(
+    help="List rewards, and try one on a file's rows.\n\n\b\nExample: grpo reward test math --data sums.jsonl",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(rewards_app, name="reward")
 
 
 @rewards_app.command("list")
 @_explains_errors
 def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the shipped rewards and the installed ones, with columns (? where optional) and settings. Example: grpo reward list"""
+    """List the shipped and the installed rewards, with their columns (? where optional) and settings.
+
+    \b
+    Example: grpo reward list
+    """
     from grpo.try_reward import list_rewards
 
     rewards = list_rewards()
@@ -259,7 +288,11 @@ def reward_test(
     any_scale: Annotated[bool, typer.Option(help="Right answers need only score higher than wrong ones, in some row.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Score right answers, wrong ones and completions as training would. Example: grpo reward test math --data sums.jsonl"""
+    """Score right answers, wrong ones and completions as training would.
+
+    \b
+    Example: grpo reward test math --data sums.jsonl
+    """
     from grpo.problems import printable_lines
     from grpo.try_reward import table_of, totals_of, try_reward
 
@@ -283,7 +316,11 @@ def export(
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Which stage's model; the run's last by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a model out of a run, adapters folded in, with a card of its lineage. Example: grpo export runs/r1-tiny --to my-model"""
+    """Copy a model out of a run, with a card of its lineage. Adapters are folded in.
+
+    \b
+    Example: grpo export runs/r1-tiny --to my-model
+    """
     from grpo.export import export_model
 
     with _stdout_for_json(as_json):
@@ -302,7 +339,11 @@ def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Start neither Ray nor an engine: seconds instead of a minute.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Would a run work on this machine? Exit 0: a run on its CPU would. Example: grpo doctor --quick"""
+    """Would a run work on this machine? Exit 0: a run on its CPU would.
+
+    \b
+    Example: grpo doctor --quick
+    """
     from dataclasses import asdict
 
     from grpo.doctor import examine
@@ -322,7 +363,11 @@ def doctor(
 @app.command()
 @_explains_errors
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors. Example: grpo schema > recipe.schema.json"""
+    """Print the JSON schema of recipes, for editors.
+
+    \b
+    Example: grpo schema > recipe.schema.json
+    """
     from grpo.keys import recipe_json_schema
 
     print(json.dumps(recipe_json_schema(), indent=2))

@@ -371,7 +371,7 @@ def _keep(stage: RejectStage | DistillStage, at: Keys) -> Iterator[Finding]:
         if name not in names:
             by_default = "" if "min_reward" in stage.keep.model_fields_set else " (the default)"
             text = f"keep.min_reward asks for {name!r}{by_default}, which is not among the stage's rewards {listed(names)}"
-            remedy = suggestion(name, names) or "; add it to them, or write min_reward: {...} with one that is"
+            remedy = suggestion(name, names) or "; add it to them, or write min_reward: {...} with one that is, or {} to keep everything"
             yield Finding((*at, "keep", "min_reward"), text + remedy, ((*at, "rewards"),))
     if stage.keep.per_prompt > stage.samples_per_prompt:
         text = (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo.errors import RecipeError
+from grpo.loading import key_value_pairs
+from grpo.problems import suggestion
 from grpo.run.records import read_jsonl_rows
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -42,9 +45,13 @@ def evaluate_model(
     max_tokens: int,
     lenient: bool,
     engine: str = "vllm",
+    columns: Sequence[str] = (),
     out: str | None = None,
 ) -> dict[str, float]:
-    """Scores of ``model`` on the problems of ``data`` (columns question or prompt, and answer). Raises RecipeError for what cannot work."""
+    """Scores of ``model`` on the problems of ``data`` (columns question or prompt, and answer; ``columns``: "ours=theirs").
+
+    Raises RecipeError for what cannot work.
+    """
     import yaml
 
     from grpo.recipe import run_recipe
@@ -52,6 +59,14 @@ def evaluate_model(
     file = Path(data)
     if file.suffix not in SOURCE_OF_SUFFIX:
         raise RecipeError(f"--data {data}: expected a {', '.join(SOURCE_OF_SUFFIX)} file, found {file.suffix or 'no suffix'}")
+    if not file.is_file():
+        near = [each.name for each in file.parent.glob("*.*") if each.suffix in SOURCE_OF_SUFFIX] if file.parent.is_dir() else []
+        raise RecipeError(
+            f"--data {data}: there is no such file{suggestion(file.name, near)}; it holds a problem a line, with question and answer"
+        )
+    renamed, wrong = key_value_pairs(columns)
+    if wrong:
+        raise RecipeError("\n".join(f"--column {problem}" for problem in wrong))
     evaluation: dict[str, Any] = {
         "prompts": "problems",
         "samples_per_prompt": samples,
@@ -66,7 +81,7 @@ def evaluate_model(
         "name": "eval",
         "model": str(Path(model).resolve()) if Path(model).exists() else model,
         "template": str(Path(template).resolve()) if template.endswith(".jinja") else template,
-        "data": {"problems": {SOURCE_OF_SUFFIX[file.suffix]: os.path.abspath(data)}},
+        "data": {"problems": {SOURCE_OF_SUFFIX[file.suffix]: os.path.abspath(data), "columns": renamed}},
         "evaluation": evaluation,
         "rollout": {"engine": engine},
         "stages": [{"name": "measure", "kind": "eval"}],

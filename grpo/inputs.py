@@ -282,7 +282,10 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
     path = model if isinstance(model, str) else model.path
     is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (base / Path(path).expanduser()).is_dir():
-        yield Finding(keys, f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}")
+        text = (
+            f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}; name one, or a hub id such as Qwen/Qwen2.5-1.5B"
+        )
+        yield Finding(keys, text)
 
 
 def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:

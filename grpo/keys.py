@@ -176,6 +176,19 @@ PAGE_HEAD = """\
 
 Made by `python scripts/write_recipe_keys.py` from [grpo/config.py](../grpo/config.py); a test holds it up to date. `grpo schema` prints the same
 for editors ([commands.md](commands.md#grpo-schema)). A key without a default must be written.
+
+## Extending a recipe
+
+    extends: r1_tiny                                 # a shipped recipe, or a file
+    name: mine
+    data: {sums: {rows: 2000}}
+    stages:
+      - {name: reason, steps: 20}
+      - {name: harvest, kind: null}
+
+Mappings are merged key by key; a list replaces the list, except `stages`, which are merged by name. `null` takes a key away, and
+`{name: ..., kind: null}` a stage. A stage, a model or a source of another kind replaces the whole of the old one. A path belongs to the file that it
+stands in. What a command line says (`stages.reason.steps=20`, quoted where it holds brackets) comes last. `grpo plan` begins with what differs.
 """
 
 

@@ -296,3 +296,20 @@ def _item(items: list[Node], word: str, keys: Keys, tree: Node) -> int:
         known = [name for name in names if name]
         raise RecipeError(f"no stage {word!r}; stages are {listed(known)}{suggestion(word, known)}")
     raise RecipeError(f"no item {word!r}: {dotted(keys, tree.plain())} has {len(items)}, counted from 0")
+
+
+def key_value_pairs(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """key=value pairs, with values as YAML reads them, and what is wrong with them."""
+    import yaml
+
+    values, problems = {}, []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            problems.append(f"{pair!r} is not KEY=VALUE")
+            continue
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"{pair!r}: the value is not YAML; put it in quotes")
+    return values, problems

@@ -69,6 +69,11 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str | None:
     return folded[close[0]] if close else None
 
 
+def resembles_closely(word: Any, name: str) -> bool:
+    """So that hardly anything else can have been meant."""
+    return bool(get_close_matches(_folded(str(word)), [_folded(name)], cutoff=0.8))
+
+
 def _folded(word: str) -> str:
     return word.lower().replace("-", "_").replace(" ", "_")
 

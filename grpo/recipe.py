@@ -215,7 +215,9 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
 
     template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
     if not (tiny_folder(made, rows, tags, render) / "config.json").exists():
-        work.progress.task(f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training")
+        work.progress.task(
+            f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training, the last on noisy text"
+        )
 
     @ray.remote(num_cpus=0)
     class Steps:

@@ -15,24 +15,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo.config import Recipe
-from grpo.problems import Finding, Keys, Problem, did_you_mean, found, listed, suggestion
+from grpo.elsewhere import ELSEWHERE, KINDS_ELSEWHERE
+from grpo.problems import Finding, Keys, Problem, did_you_mean, found, listed, resembles_closely, suggestion
 from grpo.yamltree import Node, locate, node_of
 
-# How other toolkits call our keys, for those who come from there.
-ELSEWHERE = {
-    "lr": "learning_rate",
-    "beta": "kl_coef",
-    "kl_beta": "kl_coef",
-    "num_generations": "samples_per_prompt",
-    "group_size": "samples_per_prompt",
-    "max_steps": "steps",
-    "max_completion_length": "max_completion_tokens",
-    "max_prompt_length": "max_prompt_tokens",
-    "num_train_epochs": "epochs",
-    "mini_batches": "updates_per_rollout",
-    "reward_funcs": "rewards",
-    "seq_len": "max_tokens",
-}
 VALUE_FOR = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 ROUNDS = 4  # a misspelt kind hides a misspelt key, which hides a wrong value; more than that waits for the next reading
 
@@ -145,17 +131,23 @@ def _unknown_key(keys: Keys, data: Any) -> _Mistake:
     annotation = spot_at(data, parent_keys).annotation
     model = _meant(annotation, parent)
     fields = _fields(model)
-    close = ELSEWHERE.get(str(key)) if ELSEWHERE.get(str(key)) in fields else did_you_mean(key, fields)
+    ours = ELSEWHERE.get(str(key))
+    close = ours if ours in fields else did_you_mean(key, fields)
     kind = _kind(model)
     owners = [_kind(member) for member in map(_bare, _members(annotation)) if member is not model and key in _fields(member)]
     text = f"unknown key {key!r}"
     if kind and owners:
         text += f" in a stage of kind {kind}; it belongs to kind {' or '.join(map(str, owners))}"
+    elif ours and ours != close:
+        text += f", which other toolkits have; here it is {ours}"
+        close = None
     elif close:
         text += f"; did you mean {close!r}, which is there already?" if close in parent else f"; did you mean {close!r}?"
     else:
         text += f"; known here are {listed(sorted(fields))}"
     is_rename = bool(close) and not owners and close not in parent
+    if is_rename and not ours and not resembles_closely(key, str(close)):
+        return _Mistake(Finding(keys, text), keys)  # what stands there may be meant for something else
     return _Mistake(Finding(keys, text), keys, rename=close if is_rename else None, is_certain=True)
 
 
@@ -185,8 +177,9 @@ def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
     elif stage["kind"] is None:
         text = "kind: null removes a stage of the recipe that this one extends, and there is none of this name"
     else:
-        text = f"no kind of stage is called {found(stage['kind'])}; kinds are {listed(kinds)}{suggestion(stage['kind'], kinds)}"
-        close = did_you_mean(stage["kind"], kinds)
+        close = KINDS_ELSEWHERE.get(str(stage["kind"])) or did_you_mean(stage["kind"], kinds)
+        text = f"no kind of stage is called {found(stage['kind'])}; kinds are {listed(kinds)}"
+        text += f"; did you mean {close!r}?" if close else ""
         if close:
             return _Mistake(Finding((*keys, "kind"), text), (*keys, "kind"), value=close, is_certain=True)
     name = stage.get("name") if isinstance(stage.get("name"), str) else "unnamed"

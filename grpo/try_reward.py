@@ -15,6 +15,7 @@ from grpo.data.files import Row, read_jsonl
 from grpo.data.sources import Sources
 from grpo.errors import DataError, RecipeError, RewardError
 from grpo.inputs import source_columns
+from grpo.loading import key_value_pairs
 from grpo.problems import found, suggestion
 from rewards import RESERVED, SHIPPED, RewardFn, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward, right_completions
 from rewards.canary import Trial, canary_trials, problems_of
@@ -109,8 +110,8 @@ def try_reward(
 
     Raises RecipeError or DataError for what cannot be tried, RewardError for a reward that fails on everything.
     """
-    values, problems = _as_mapping(settings)
-    renames, wrong = _as_mapping(columns)
+    values, problems = key_value_pairs(settings)
+    renames, wrong = key_value_pairs(columns)
     problems += wrong
     rows = _rows_of(data, {ours: str(theirs) for ours, theirs in renames.items()}, problems)
     given = _completions_of(completions, rows, problems) if completions else []
@@ -217,23 +218,6 @@ def _described(name: str, source: str) -> dict[str, Any]:
         "settings": settings,
         "from": source,
     }
-
-
-def _as_mapping(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """key=value pairs, with values as YAML reads them, and what is wrong with them."""
-    import yaml
-
-    values, problems = {}, []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            problems.append(f"{pair!r} is not KEY=VALUE")
-            continue
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            problems.append(f"{pair!r}: the value is not YAML; put it in quotes")
-    return values, problems
 
 
 def _rows_of(data: str, renames: Mapping[str, str], problems: list[str]) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from grpo.cli import app
 from grpo.errors import DataError, RecipeError, TrainingError
@@ -90,6 +91,28 @@ def test_a_mistake_on_the_command_line_is_bad_input() -> None:
     assert grpo("run").returncode == 2
     assert grpo("run", "r1_tiny", "--outt", "x").returncode == 2
     assert grpo("export", "nowhere", "--to", "somewhere").returncode == 2
+
+
+def test_eval_names_a_file_that_is_not_there_as_it_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "problem.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+    missing = grpo("eval", "model", "--data", f"{tmp_path}/problems.jsonl")
+    assert missing.returncode == 2
+    assert f"--data {tmp_path}/problems.jsonl: there is no such file; did you mean 'problem.jsonl'?" in missing.stderr
+    assert "--column 'answer' is not KEY=VALUE" in grpo("eval", "m", "--data", f"{tmp_path}/problem.jsonl", "--column", "answer").stderr
+
+
+def test_eval_renames_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1", "solution": "2"}\n')
+    read: list[Any] = []
+
+    def run_recipe(path: str, **_: Any) -> dict[str, Any]:
+        read.append(yaml.safe_load(Path(path).read_text()))
+        return {"stages": [{"metrics": {}}]}
+
+    monkeypatch.setattr("grpo.recipe.run_recipe", run_recipe)
+    with pytest.raises(SystemExit):
+        app(["eval", "model", "--data", str(tmp_path / "rows.jsonl"), "--column", "answer=solution"])
+    assert read[0]["data"]["problems"]["columns"] == {"answer": "solution"}
 
 
 def with_progress(*_: object, **__: object) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def refuse(problems: list[str], what: str = "") -> None:
     more = len(problems) - SHOWN_PROBLEMS
     shown = [*problems[:SHOWN_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]
     if what and len(problems) > 1:
-        shown = [f"{what}{len(problems)} problems, and no row was used:", *(f"  {line}" for line in shown)]
+        shown = [f"{what}{len(problems)} problems, and no row was used; mend these rows or delete them:", *(f"  {line}" for line in shown)]
     elif what:
         shown = [what + shown[0]]
     raise DataError("\n".join(shown))

@@ -26,7 +26,8 @@ def changes_of(loaded: LoadedRecipe) -> Changes | None:
     """Against the nearest shipped recipe that it extends, or is; else against its own file. None where nothing differs."""
     ancestor = _shipped_ancestor(loaded.path) or loaded.path
     before = load_recipe(str(ancestor))
-    was, now = (dict(_flat(_by_name(recipe.resolved))) for recipe in (before, loaded))
+    theirs, ours = (_by_name(recipe.resolved) for recipe in (before, loaded))
+    was, now = dict(_flat(_taken_away_whole(theirs, ours))), dict(_flat(ours))
     keys = [*was, *(key for key in now if key not in was)]
     settings = tuple(
         (key, was.get(key, ABSENT), now.get(key, ABSENT))
@@ -50,6 +51,15 @@ def _shipped_ancestor(path: Path) -> Path | None:
 def _by_name(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """With stages by name, so that one that was taken away does not shift those after it."""
     return {**resolved, "stages": {stage["name"]: stage for stage in resolved["stages"]}}
+
+
+def _taken_away_whole(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage or a source that is gone is one difference, not one for each of its keys."""
+    shown = {
+        section: {name: entry if name in ours[section] else entry.get("kind", "a source") for name, entry in theirs[section].items()}
+        for section in ("stages", "data")
+    }
+    return {**theirs, **shown}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

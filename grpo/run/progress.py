@@ -151,7 +151,7 @@ def sparkline(values: Sequence[float], columns: int) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
 def _duration(seconds: float) -> str:

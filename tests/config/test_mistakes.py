@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from grpo.config import RlStage
+
 Problems = Callable[..., list[str]]
+ROOT = Path(__file__).parents[2]
 
 
 def test_ten_mistakes_come_out_at_once_each_with_its_line(problems: Problems) -> None:
@@ -49,6 +54,33 @@ def test_ten_mistakes_come_out_at_once_each_with_its_line(problems: Problems) ->
         "(an advantage is a reward minus its group's mean, so a group of one would teach nothing)",
         "r.yaml:16: stages.harvest.rewards: key 'rewards' is missing; write a list (1 or more) of a mapping {use: ...}",
     ]
+
+
+def test_a_value_under_a_key_that_was_guessed_at_is_not_judged(problems: Problems, sound: str) -> None:
+    """reward_dead resembles reward_deadline_s, but nobody said that its value is one; stepz can hardly be anything but steps."""
+    assert problems(sound + "reward_dead: [1]\n") == [
+        "r.yaml:20: reward_dead: unknown key 'reward_dead'; did you mean 'reward_deadline_s'?"
+    ]
+
+
+def test_a_kind_that_is_an_algorithm_is_rl(problems: Problems, sound: str) -> None:
+    (line,) = problems(sound.replace("kind: rl", "kind: grpo"))
+    assert line.endswith("no kind of stage is called 'grpo'; kinds are [sft, rl, reject, distill, eval]; did you mean 'rl'?")
+
+
+def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(problems: Problems, sound: str) -> None:
+    tables = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8").partition("## TRL")[2].partition("## open-r1")[0]
+    first_columns = " ".join(line.split("|")[1] for line in tables.splitlines() if line.startswith("|"))
+    theirs = {name.rpartition(".")[2] for name in re.findall(r"`([a-z_.]+)`", first_columns)}
+    foreign = sorted(theirs - set(RlStage.model_fields) - {"model"})
+    assert len(foreign) > 60
+    said = problems(sound.replace("    steps: 12\n", "    steps: 12\n" + "".join(f"    {name}: 1\n" for name in foreign)))
+    unknown = [line for line in said if "unknown key" in line]
+    assert len(unknown) == len(foreign)
+    assert [line for line in unknown if "known here are" in line] == []
+    there = {line.partition("did you mean ")[2] for line in unknown if "which is there already" in line}
+    assert there == {"'steps', which is there already?", "'rewards', which is there already?"}
+    assert "unknown key 'loss_type', which other toolkits have; here it is algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
 
 
 def one(problems: Problems, sound: str, old: str, new: str) -> str:

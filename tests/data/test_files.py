@@ -121,5 +121,5 @@ def test_a_long_list_of_problems_is_cut_and_says_so() -> None:
     with pytest.raises(DataError) as raised:
         refuse([f"f:{number}: bad" for number in range(31)], "data source 'a': ")
     lines = str(raised.value).splitlines()
-    assert lines[0] == "data source 'a': 31 problems, and no row was used:"
+    assert lines[0] == "data source 'a': 31 problems, and no row was used; mend these rows or delete them:"
     assert (lines[1], lines[20], lines[21]) == ("  f:0: bad", "  f:19: bad", "  ... and 11 more")

@@ -202,7 +202,7 @@ def test_a_bad_row_is_said_by_file_and_line_beside_all_others(tmp_path: Path, ro
     with pytest.raises(DataError) as raised:
         load(tmp_path, it={"jsonl": "rows.jsonl"})
     first, second, third = str(raised.value).splitlines()
-    assert first == "data source 'it': 2 problems, and no row was used:"
+    assert first == "data source 'it': 2 problems, and no row was used; mend these rows or delete them:"
     assert second.startswith(f"  {tmp_path / 'rows.jsonl'}:2: {said}")
     assert third.startswith(f"  {tmp_path / 'rows.jsonl'}:3: column 'prompt' must be text")
 

@@ -30,7 +30,7 @@ def test_a_bad_row_of_a_later_stage_ends_a_run_before_anything_is_loaded_or_writ
     with pytest.raises(DataError) as raised:
         run_recipe(str(tmp_path / "two.yaml"), out=tmp_path / "run")
     assert [line.strip().removeprefix(str(tmp_path)) for line in str(raised.value).splitlines()] == [
-        "data source 'bad': 2 problems, and no row was used:",
+        "data source 'bad': 2 problems, and no row was used; mend these rows or delete them:",
         "/bad.jsonl:3: not JSON (Expecting ':' delimiter at column 10)",
         "/bad.jsonl:2: column 'completion' must be text, found int 7",
     ]

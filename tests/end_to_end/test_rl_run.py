@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.end_to_end.conftest import Grpo, rows_of
+from tests.end_to_end.conftest import ROOT, Grpo, rows_of
 
 
 @pytest.fixture
@@ -56,6 +57,10 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
         assert 0 < row["rollout/logprob_gap"] < 0.1  # at temperature 0.7: without the division it is ten times that
         assert row["loss/clipped_frac"] == 0  # one update a rollout: the ratio is 1
         assert all(0.05 < row[f"memory/{process}_gib"] < 8 for process in ("driver", "trainer", "engine"))
+
+    named = re.findall(r"`([a-z_]+/[^`]+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
+    explained = re.compile("|".join(re.escape(name).replace("<name>", ".+").replace("<source>", ".+") for name in [*named, "step"]))
+    assert [name for row in steps for name in row if not explained.fullmatch(name)] == []
 
     assert rows_of(finished / "01-reason" / "alarms.jsonl") == []
 

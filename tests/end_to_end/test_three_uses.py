@@ -56,7 +56,7 @@ def test_distil_into_another_architecture(grpo: Grpo, tmp_path: Path) -> None:
     trained = "{path: runs/r1-tiny/05-final/model}"
     recipe = block_after("# distil.yaml")
     assert trained in recipe
-    made = "{make: tiny_qwen2, problems: textbook, pretrain_updates: 20}"
+    made = "{make: tiny_qwen2, problems: sums, pretrain_updates: 20}"
     (tmp_path / "distil.yaml").write_text(recipe.replace(trained, made), encoding="utf-8")
     short = [
         "evaluation.rows=8",

@@ -85,6 +85,14 @@ def test_time_left_goes_by_the_steps_of_this_process(clock: Clock, capsys: pytes
     assert said == ["91/120  reward 0.50", "92/120, 9 min left  reward 0.50", "93/120, 9 min left  reward 0.50"]  # 28 and 27 steps of 20 s
 
 
+def test_a_number_that_rounds_to_nothing_has_no_sign(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1) as progress:
+        progress.stage(1, "reason", "rl", "from base")
+        clock.now = 20.0
+        progress.step(1, 1, {"loss/total": -0.001})
+    assert "loss 0.00" in capsys.readouterr().out
+
+
 def test_a_sparkline_is_means_between_the_least_and_the_largest() -> None:
     assert sparkline([0.0, 1.0], 24) == "▁█"
     assert sparkline([0.0, 0.0, 3.0, 4.0, 7.0, 7.0], 3) == "▁▅█"  # means 0, 3.5, 7
