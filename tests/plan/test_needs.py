@@ -23,7 +23,7 @@ from grpo.policy.budget import HEAD_BYTES
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
-REAL = sorted(set(shipped_recipes()) - {"forgetting_tiny", "r1_tiny", "r1_zero_tiny", "r1_zero_smollm2"})
+REAL = sorted(set(shipped_recipes()) - {"forgetting_tiny", "r1_tiny", "r1_zero_tiny", "r1_zero_smollm2", "r1_zero_smollm2_three"})
 SIZES = {  # as their authors publish them
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
