@@ -1,11 +1,12 @@
 """Does a plan that was calibrated on one configuration foretell another? Short real runs against what grpo plan says of them.
 
-    python scripts/check_plan.py [--steps 4] [--json]
+    python scripts/check_plan.py [--steps 8] [--json]
 
-Rates are measured once, as `grpo plan --measure` does, with the model and lengths of the first configuration. The others have longer completions
-and another model. All are r1_zero_tiny with a base model of random weights, which hardly ever ends a completion early. Times are medians over
-steps after the first, of drawing and updating; a run's mean completion length is given to the plan. Peak memory is the sum over all processes of
-a run, pages that several share counted once; what is not shapes (Python, Ray, vLLM) is taken from the first configuration's run.
+Costs are measured once, as `grpo plan --measure` does, with the model and lengths of the first configuration, and drawing and updating then scaled
+to what its run took (the factors are printed). The others have longer completions and another model. All are r1_zero_tiny with a base model of
+random weights, which hardly ever ends a completion early. Times are medians over steps after the first, of drawing and updating; a run's mean
+completion length is given to the plan. Peak memory is the sum over all processes of a run, pages that several share counted once; what is not
+shapes (Python, Ray, vLLM) is taken from the first configuration's run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PROMPT_TOKENS = 20  # of these templates and sums, with the tiny model's tokeniz
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,15 +53,22 @@ def main() -> int:
             needed = whole.needs(plan, lengths, measure=rates is None)
             rates = rates or needed.rates
             found[name] = {**foretold(plan, needed, lengths, rates), "measured": runs[name]}
-    fixed = found["calibration"]["measured"]["peak_bytes"] - found["calibration"]["shapes_bytes"]
-    for name, of_one in found.items():
+    calibration = found["calibration"]
+    fixed = calibration["measured"]["peak_bytes"] - calibration["shapes_bytes"]
+    factors = {part: calibration["measured"][part] / calibration[part] for part in ("rollout_s", "update_s")}
+    for of_one in found.values():
         measured = of_one["measured"]
+        of_one |= {f"uncalibrated_{part}": of_one[part] for part in factors} | {part: of_one[part] * by for part, by in factors.items()}
+        of_one["step_s"] = of_one["rollout_s"] + of_one["update_s"]
         of_one["peak_bytes"] = fixed + of_one.pop("shapes_bytes")
         of_one["step_ratio"] = of_one["step_s"] / measured["step_s"]
         of_one["peak_ratio"] = of_one["peak_bytes"] / measured["peak_bytes"]
+    for name, of_one in found.items():
+        measured = of_one["measured"]
         peaks = f"peak {of_one['peak_bytes'] / 2**30:.2f} GiB foretold, {measured['peak_bytes'] / 2**30:.2f} measured"
         print(f"{name}: step {of_one['step_s']:.2f} s foretold, {measured['step_s']:.2f} measured ({of_one['step_ratio']:.2f}); {peaks}")
     worst = max(abs(of_one[key] - 1) for name, of_one in found.items() if name != "calibration" for key in ("step_ratio", "peak_ratio"))
+    print("calibrated by", {part: round(by, 2) for part, by in factors.items()})
     print(f"largest error off the calibration: {worst:.0%}")
     if arguments.json:
         print(json.dumps({"configurations": found, "rates": vars(rates), "largest_error": worst}))

@@ -14,6 +14,7 @@ import pty
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def screen(picture: Picture) -> str:
             shown = without_movements(text.decode(errors="ignore"))
             if picture.until and re.search(picture.until, shown):
                 running.terminate()
-                while running.poll() is None:
-                    os.read(ours, 65536)  # what is not read would hold it up
+                with suppress(OSError):  # until the other end is closed: what is not read would hold it up
+                    while os.read(ours, 65536):
+                        pass
                 break
         running.wait()
     return shown

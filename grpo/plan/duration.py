@@ -34,13 +34,14 @@ class Costs:
 
 
 def update_quantities(training: Training, passes: float) -> dict[str, float]:
-    """``passes``: how many the tokens are shared out over, each with operations of its own in every layer."""
+    """``passes``: how many the tokens are shared out over. Each has operations of its own in every layer, and so has each prompt's attention."""
     tokens = training.forwards * training.tokens
     return {
         "products": training.products,
         "attention": training.attention,
         "activation_bytes": tokens * training.model.activation_bytes_per_token,
         "tokens": tokens,
+        "prompt_layers": training.forwards * training.prompts * training.model.layers,
         "pass_layers": training.forwards * passes * training.model.layers,
     }
 

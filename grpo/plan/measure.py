@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from grpo.config import Recipe
@@ -25,7 +26,7 @@ from grpo.plan.duration import OPTIMISER_BYTES, Costs, draw_quantities, update_q
 from grpo.plan.work import Drawing, Training
 from grpo.policy.machine import host_bytes
 
-ROUNDS = 3  # the best counts: whatever else the machine does only adds
+ROUNDS = 3
 PART = 6  # the smaller batch is so much smaller
 LONGER = 2.5  # the longer completions are so much longer
 MOST_STEPS = 64  # token steps of a shorter draw
@@ -89,12 +90,13 @@ def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert model.folder is not None
         trainer = PolicyTrainer(TrainerSpec(model.folder, optimiser, 1000, algorithm, num_threads=num_cores(), layout=layout))
         for own in (round(length * completion) for length in lengths):
-            most = max(2, (tokens - prompt) // own)
-            for samples in (most, max(1, most // PART)) if own == completion else (most,):
-                batch = _batch(samples, prompt, own, asked["config"]["vocab_size"])
-                work = Training(1, 1, samples, prompt, own, 3, model)
+            sharers = min(SHARERS, max(1, (tokens - prompt) // own))
+            most = max(1, tokens // (prompt + sharers * own))
+            for prompts in (most, max(1, most // PART)) if own == completion else (most,):
+                batch = _batch(prompts, sharers, prompt, own, asked["config"]["vocab_size"])
+                work = Training(1, prompts, sharers, prompt, own, 3, model)
                 optimiser_s = OPTIMISER_BYTES * model.parameters / bytes_per_s
-                timed.append((update_quantities(work, 1), _best(partial(trainer.policy_update, batch)) - optimiser_s))
+                timed.append((update_quantities(work, 1), _typical(partial(trainer.policy_update, batch)) - optimiser_s))
     return {"update": fitted(timed), "bytes_per_s": bytes_per_s}
 
 
@@ -121,7 +123,7 @@ def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
         worker.load_model(model.folder, version=0)
         for own in (round(length * usual) for length in lengths):
             for number in (most, max(1, most // PART)) if own == usual else (most,):
-                seconds = _best(partial(draw, number, own))
+                seconds = _typical(partial(draw, number, own))
                 work = Drawing("measured", 1, number, SHARERS, prompt, draw(number, own) / number, own, model)
                 timed.append((draw_quantities(work, most), seconds))
     return fitted(timed)
@@ -171,34 +173,37 @@ def _random_model(config: Mapping[str, Any], folder: Path) -> Architecture:
     return Architecture("measured", config, "measured", folder)
 
 
-def _batch(samples: int, prompt: int, completion: int, vocabulary: int) -> Any:
+def _batch(prompts: int, sharers: int, prompt: int, completion: int, vocabulary: int) -> Any:
+    """Groups whose completions differ in length, as drawn ones do."""
     import numpy as np
 
     from grpo.policy.batch import make_batch
 
-    rng = np.random.default_rng(0)
-    asked = rng.integers(0, vocabulary, prompt).tolist()
-    completions = [rng.integers(0, vocabulary, completion).tolist() for _ in range(samples)]
-    batch = make_batch([asked] * samples, completions, group=[0] * samples, advantages=rng.normal(size=samples))
-    return batch.with_weights("sequence_mean", max_tokens=completion)
+    rng, number = np.random.default_rng(0), prompts * sharers
+    asked = [rng.integers(0, vocabulary, prompt).tolist() for _ in range(prompts)]
+    lengths = rng.permutation(np.linspace(0.5, 1.5, number) * completion).round().astype(int).clip(1)
+    completions = [rng.integers(0, vocabulary, length).tolist() for length in lengths]
+    group = [index // sharers for index in range(number)]
+    batch = make_batch([asked[index] for index in group], completions, group=group, advantages=rng.normal(size=number))
+    return batch.with_weights("sequence_mean", max_tokens=2 * completion)
 
 
 def _bytes_per_s(torch: Any) -> float:
     """Read and written, copying."""
     block = torch.ones(2**26 // 4)
     other = torch.empty_like(block)
-    return 2 * 2**26 / _best(lambda: other.copy_(block))
+    return 2 * 2**26 / _typical(lambda: other.copy_(block))
 
 
-def _best(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some calls, after one that does not count."""
+def _typical(call: Callable[[], Any]) -> float:
+    """The median of some calls' seconds, after one that does not count."""
     call()
     seconds = []
     for _ in range(ROUNDS):
         started = time.monotonic()
         call()
         seconds.append(time.monotonic() - started)
-    return min(seconds)
+    return median(seconds)
 
 
 def main() -> None:

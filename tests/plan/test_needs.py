@@ -206,13 +206,15 @@ def test_an_update_by_hand(recipe: Path) -> None:
     assert work.flops == pytest.approx(4 * (2 * ((n - head) * 2000 + head * 1600) + 4 * 1536 * 28 * seen))
     stated = seconds_of_update(work, 1000, n, outline.recipe, Rates(1e12, 1e11))
     assert stated == pytest.approx(work.flops / 1e12 + 28 * n / 1e11)
-    costs = {"products": 1e-12, "attention": 2e-12, "activation_bytes": 1e-11, "tokens": 1e-5, "pass_layers": 0.01}
+    costs = {"products": 1e-12, "attention": 2e-12, "activation_bytes": 1e-11, "tokens": 1e-5, "prompt_layers": 0.001, "pass_layers": 0.01}
     # what a token leaves behind, in one layer more than there are: 30 x 1536 + 14 x (1536 + 256) + 9 x 8960 bytes
     activations = 29 * (30 * 1536 + 14 * (1536 + 256) + 9 * 8960)
     assert update_quantities(work, 2)["activation_bytes"] == 4 * 2000 * activations
     measured = seconds_of_update(work, 1000, n, outline.recipe, Costs(costs, {}, 1e11))  # 2,000 tokens are two passes
     by_token = 4 * 2000 * (activations * 1e-11 + 1e-5)
-    assert measured == pytest.approx(work.products * 1e-12 + work.attention * 2e-12 + by_token + 4 * 2 * 28 * 0.01 + 28 * n / 1e11)
+    assert measured == pytest.approx(
+        work.products * 1e-12 + work.attention * 2e-12 + by_token + 4 * 28 * (4 * 0.001 + 2 * 0.01) + 28 * n / 1e11
+    )
 
 
 def test_a_draw_by_hand(recipe: Path) -> None:
