@@ -265,7 +265,8 @@ def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one 
         print(json.dumps({"rewards": rewards}))
         return
     for r in rewards:
-        settings = ", ".join(f"{key}: {value}" for key, value in r["settings"].items()) or "none"
+        shown = {key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value for key, value in r["settings"].items()}
+        settings = ", ".join(f"{key}: {value}" for key, value in shown.items()) or "none"
         print(f"{r['name']} ({r['from']})\n  {r['about']}\n  columns: {', '.join(r['columns'])}\n  settings: {settings}")
 
 
@@ -352,7 +353,8 @@ def doctor(
     for report in examine(quick):
         reports.append(report)
         if not as_json:
-            print(f"{report.state:5} {report.check:9} {report.found}" + (f"\n{'':15} -> {report.do}" if report.do else ""), flush=True)
+            state = typer.style(f"{report.state:5}", fg={"ok": "green", "note": "yellow", "fail": "red"}[report.state])
+            typer.echo(f"{state} {report.check:9} {report.found}" + (f"\n{'':15} -> {report.do}" if report.do else ""))
     works = all(report.state != "fail" for report in reports)
     if as_json:
         _print_json({"ok": works, "checks": [asdict(report) for report in reports]})

@@ -246,12 +246,16 @@ def _overridden(tree: Node, override: str, base: Path, problems: list[Problem]) 
     """The tree with one ``key.key=value`` merged over it."""
     place = Place(f"command line: {override}")
     path, equals, text = override.partition("=")
+    is_torn = any(override.count(opening) != override.count(closing) for opening, closing in ("[]", "{}"))
     if not equals or not path.strip():
-        problems.append(Problem(place, "expected key=value, such as stages.reason.steps=12"))
+        hint = "; this looks like the rest of one that the shell took apart: put all of it in single quotes" if is_torn else ""
+        problems.append(Problem(place, f"expected key=value, such as stages.reason.steps=12{hint}"))
         return tree
     value, wrong = read_yaml(text, place)
     if wrong:
         hint = "quotes that the shell leaves alone make it text: 'key=\"...\"'"
+        if is_torn:
+            hint = "a bracket is left open; the shell takes a value with spaces apart: put all of it in single quotes, 'key=[...]'"
         problems += [Problem(place, f"{problem.text}; {hint}") for problem in wrong]
         return tree
     try:

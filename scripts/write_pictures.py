@@ -38,7 +38,6 @@ LIVE = "grpo run r1_zero_tiny --out zero"
 PICTURES = {
     "plan": Picture("grpo plan r1_zero_tiny"),
     "errors": Picture("grpo run wrong.yaml"),
-    "doctor": Picture("grpo doctor", 120),
     "live-80": Picture(LIVE, 80, "step 16: "),
     "live-120": Picture(LIVE, 120, "step 16: "),
 }

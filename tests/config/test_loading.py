@@ -332,3 +332,8 @@ def test_reading_names_of_shipped_recipes_does_not_wait_for_pydantic() -> None:
         check=False,
     )
     assert done.stdout.strip() == "False"
+
+
+def test_an_override_that_the_shell_took_apart_says_to_quote_it(problems: Callable[..., list[str]], sound: str) -> None:
+    torn = problems(sound, "stages.reason.rewards=[{use:", "math}]")
+    assert len(torn) == 2 and all("put all of it in single quotes" in line for line in torn)
