@@ -339,7 +339,8 @@ def look_at_ray(deadline_s: float) -> Iterator[Finding]:
         else "is /tmp writable and short of neither room nor inodes?"
     )
     found = _printed(code, deadline_s, "Ray does not start", do)
-    yield Finding("ok", f"starts {'at ' + where if where else 'on 127.0.0.1'} with {found['cpus']:.0f} CPU{'' if found['cpus'] == 1 else 's'} and runs a task")
+    cpus = f"{found['cpus']:.0f} CPU" + ("" if found["cpus"] == 1 else "s")
+    yield Finding("ok", f"starts {'at ' + where if where else 'on 127.0.0.1'} with {cpus} and runs a task")
 
 
 def look_at_engine(deadline_s: float) -> Iterator[Finding]:
