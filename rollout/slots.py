@@ -11,7 +11,12 @@ from rollout.errors import EngineError
 from rollout.types import Request
 
 START_DEADLINE_S = 300.0
-DEATH = (ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError)
+DEATH = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,  # ended by Ray before the kernel would
+    ray.exceptions.OwnerDiedError,
+    ray.exceptions.ObjectLostError,
+)
 
 
 @dataclass(eq=False)

@@ -134,7 +134,7 @@ class RemoteTrainer:
         """What goes wrong with the trainer, in words."""
         try:
             yield
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:  # the latter: ended by Ray before the kernel would
             raise TrainingError(f"{_death(self._spec)}; Ray says: {_first_line(error)}") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ToolkitError):

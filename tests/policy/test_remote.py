@@ -40,6 +40,19 @@ def test_what_goes_wrong_with_an_export_is_the_trainers_and_not_its_readers(make
         trainer.export(2, "float32")
 
 
+def test_a_trainer_that_ray_ended_for_memory_is_told_like_one_that_the_kernel_ended(
+    make_trainer: Callable[..., RemoteTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+
+    def get(*_: Any, **__: Any) -> None:
+        raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nand forty lines more")
+
+    monkeypatch.setattr("grpo.policy.remote.ray.get", get)
+    with pytest.raises(TrainingError, match="most likely of too little memory.*the run resumes; Ray says: 1 worker.* low on memory.$"):
+        trainer.memory_bytes()
+
+
 @pytest.mark.skipif(find_spec("nixl") is not None, reason="nixl is here, so it works")
 def test_a_transport_that_does_not_work_is_named(make_trainer: Callable[..., RemoteTrainer]) -> None:
     with pytest.raises(TrainingError, match="rollout.transport: nixl does not work here"):
