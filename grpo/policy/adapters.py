@@ -1,11 +1,20 @@
-"""How are low-rank adapters put on a model, and kept beside it? peft does the work; which layers are meant is our part."""
+"""How are low-rank adapters put on a model, and kept beside it? peft does the work; which layers are meant is our part, and how they compute.
+
+An engine holds W + s B A in bfloat16, whose last digit is larger than most of what adapters change: SmolLM2 after 30 updates had changed its matrices
+by 0.1%, and a fifth of what it had learned was rounded away. A trainer that computes W x + s B (A x) optimises a policy that nobody samples. So here,
+too, the sum is rounded before the product, as weights are that are trained whole, and the gradient passes the rounding by.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from grpo.config import Lora, Optimiser, Trainer
@@ -26,11 +35,56 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise TrainingError(
             f"lora.targets {settings.targets} match no layer of {type(model).__name__}; its linear layers are {', '.join(linear)}"
         ) from error
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.base_layer, torch.nn.Linear):
+            layer.forward = MethodType(_folded_forward, layer)
+    return adapted
+
+
+def _folded_forward(layer: LoraLayer, x_BTI: Tensor) -> Tensor:
+    if layer.disable_adapters:
+        return layer.base_layer(x_BTI)
+    kind = x_BTI.device.type
+    is_cast = torch.is_autocast_enabled(kind) and x_BTI.dtype != torch.float64  # which autocast leaves alone
+    dtype = torch.get_autocast_dtype(kind) if is_cast else x_BTI.dtype
+    a, b, frozen = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer
+    bias = None if frozen.bias is None else frozen.bias.to(dtype)
+    return FoldedProduct.apply(x_BTI.to(dtype), frozen.weight, bias, a, b, layer.scaling["default"])
+
+
+class FoldedProduct(torch.autograd.Function):
+    """x (W + s B A)^T + bias, the sum rounded to x's type; A [r, I] and B [O, r] get the gradient of x W^T + s (x A^T) B^T.
+
+    The sum is made anew on the way back, so that no second copy of the weights is held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scaling = scaling
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.nn.functional.linear(x, folded(weight, a, b, scaling).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        (grad,) = gradients
+        with torch.autocast(x.device.type, enabled=False):
+            of_x = grad @ folded(weight, a, b, ctx.scaling).to(grad.dtype)
+            x_NI, grad_NO = x.flatten(0, -2), grad.flatten(0, -2)
+            of_a = (grad_NO @ b.to(grad.dtype)).T @ x_NI
+            of_b = grad_NO.T @ (x_NI @ a.to(x.dtype).T)
+        return of_x, None, None, ctx.scaling * of_a.to(a.dtype), ctx.scaling * of_b.to(b.dtype), None
+
+
+def folded(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """W + s B A, of the adapters' precision."""
+    return weight.to(a.dtype) + scaling * (b @ a)
 
 
 def holds_rounded(config: PretrainedConfig, optimiser: Optimiser, layout: Trainer) -> bool:

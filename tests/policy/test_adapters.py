@@ -13,6 +13,7 @@ import torch
 from grpo.algorithm import GRPO
 from grpo.config import Lora
 from grpo.errors import TrainingError
+from grpo.policy.adapters import FoldedProduct
 from grpo.policy.batch import Batch, make_batch
 from grpo.policy.export import checkpoint_weights
 from grpo.policy.trainer import PolicyTrainer
@@ -118,3 +119,34 @@ def test_frozen_matrices_of_a_bfloat16_checkpoint_are_held_so_and_lose_nothing(t
     config, lora = AutoConfig.from_pretrained(tmp_path), Optimiser(lora=Lora())
     assert not holds_rounded(AutoConfig.from_pretrained(tiny_qwen2), lora, Trainer())
     assert not holds_rounded(config, lora, Trainer(ranks=2, shard="parameters")) and not holds_rounded(config, Optimiser(), Trainer())
+
+
+def test_the_trainer_computes_with_what_an_engine_holds(tiny_qwen2: Path, tmp_path: Path) -> None:
+    """Folded into bfloat16, changes below a weight's last digit are rounded away; the trainer's own log-probabilities show it too."""
+    from transformers import AutoModelForCausalLM
+
+    from grpo.config import Optimiser
+    from grpo.policy.trainer import TrainerSpec
+
+    AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    adapted, whole = (PolicyTrainer(TrainerSpec(tmp_path, Optimiser(lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None))
+    begun = adapted.logprobs(batch())
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.003)
+    engine = unpack_weights(adapted.export_weights(version=1, dtype="bfloat16"))
+    whole.model.load_state_dict({name: weight.float() for name, weight in engine.items()}, strict=False)
+    np.testing.assert_array_equal(adapted.logprobs(batch()), whole.logprobs(batch()))
+    assert np.nanmax(np.abs(adapted.logprobs(batch()) - begun)) > 0.001, "nothing was changed, so the comparison says nothing"
+
+
+def test_a_folded_product_has_the_gradient_of_its_parts() -> None:
+    torch.manual_seed(0)
+    x, weight, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 4), (3, 4), (2, 4), (3, 2)))
+    apart = x @ weight.detach().T + 0.5 * (x @ a.T) @ b.T
+    expected = torch.autograd.grad(apart.square().sum(), (x, a, b))
+    together = FoldedProduct.apply(x, weight.detach(), None, a, b, 0.5)
+    torch.testing.assert_close(together, apart)
+    for found, known in zip(torch.autograd.grad(together.square().sum(), (x, a, b)), expected, strict=True):
+        torch.testing.assert_close(found, known)
