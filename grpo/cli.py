@@ -134,6 +134,7 @@ def plan(
     """
     from pathlib import Path
 
+    from grpo.data.trials import try_before_the_run
     from grpo.errors import RecipeError
     from grpo.plan import tell, whole
     from grpo.plan.work import lengths_from
@@ -144,7 +145,7 @@ def plan(
     if not as_json:
         for section in tell.outline_sections(plan):
             _print_table(*section)
-    needed = None if quick else whole.needs(plan, lengths_from(lengths), measure)
+    needed = None if quick else whole.needs(plan, lengths_from(lengths), measure, try_before_the_run(loaded.recipe, loaded.base))
     if as_json:
         print(json.dumps(tell.as_json(plan, needed)))
     elif needed is not None:
@@ -152,6 +153,8 @@ def plan(
             _print_table(*section)
     if needed is not None and needed.problems:
         raise RecipeError(list(needed.problems))
+    if needed is not None:
+        needed.trial.raise_problems()
 
 
 @app.command()

@@ -208,7 +208,9 @@ class Rollout(Strict):
         "between_steps", description="in_flight: engines take new weights while a step's samples are being drawn; needs max_staleness"
     )
     gpus_per_worker: PositiveInt = Field(1, description="GPUs that share out each layer of an engine (tensor parallel, vllm only)")
-    sleep: bool = Field(False, description="engines give their GPU memory back while the trainer works (engines and trainer on one GPU)")
+    sleep: bool = Field(
+        False, description="engines and trainer share one GPU by turns: the weights of whichever does not work wait in main memory"
+    )
     gpu_memory_frac: Fraction | None = Field(None, description="of a GPU for its engine; by default 0.9, or 0.45 where a trainer shares it")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_cache_gib: PositiveFloat = 1.0

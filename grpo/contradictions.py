@@ -63,6 +63,9 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.sleep and recipe.rollout.max_staleness:
         text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
         yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
+    if recipe.rollout.sleep and recipe.rollout.transport == "cuda_ipc":
+        text = "cuda_ipc hands weights over within a GPU, where with sleep the trainer's are no more once engines wake; use host"
+        yield _clash(("rollout",), text, "transport", "sleep")
     yield from _weight_change(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"
@@ -318,9 +321,6 @@ def _choice_of_prompts(stage: RlStage, recipe: Recipe, at: Keys) -> Iterator[Fin
         if steps[-1] >= stage.steps:
             text = f"the last phase begins at step {steps[-1]}, and the stage has {stage.steps} steps, counted from 0; it would never begin"
             yield Finding((*at, "curriculum", "phases"), text, ((*at, "steps"),))
-    if stage.dynamic_sampling is not None and recipe.rollout.sleep:
-        text = "sleep stops engines once a step's samples are drawn, and dynamic_sampling draws more of them"
-        yield Finding((*at, "dynamic_sampling"), f"{text}; delete one of them", (("rollout", "sleep"),))
     if stage.dynamic_sampling is not None and recipe.rollout.max_staleness:
         text = "max_staleness: 1 draws the next step's prompts before it is known which of this step's must be replaced"
         yield Finding((*at, "dynamic_sampling"), f"{text}; delete one of them", (("rollout", "max_staleness"),))

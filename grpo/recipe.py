@@ -16,6 +16,7 @@ import yaml
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
 from grpo.cores import num_cores
 from grpo.data.preview import previews
+from grpo.data.trials import try_before_the_run
 from grpo.errors import EngineError, RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
@@ -60,6 +61,8 @@ def run_recipe(
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
     previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
+    if not all(planned.is_done for planned in make_plan(loaded, run, redo)):
+        try_before_the_run(loaded.recipe, loaded.base).raise_problems()
     with run.held():
         if redo is not None:
             _forget(loaded, run, redo)

@@ -56,7 +56,10 @@ class PoolSettings:
 
 
 class RolloutPool:
-    """Some workers that hold the same weights. All samples of a prompt go to one worker, whose prefix cache then holds the prompt."""
+    """Some workers that hold the same weights. All samples of a prompt go to one worker, whose prefix cache then holds the prompt.
+
+    ``turn`` is called before anything that engines must be awake for (``sleep``).
+    """
 
     def __init__(
         self,
@@ -66,13 +69,14 @@ class RolloutPool:
         script: str | None = None,
         base: Path = Path("."),
         say: Say = lambda text: None,
+        turn: Callable[[], None] = lambda: None,
     ):
-        self.settings, self.workers, self.say = settings, workers, say
+        self.settings, self.workers, self.say, self._turn = settings, workers, say, turn
         self.version = -1
         self.mode: SyncMode = "rebuild"
         self.num_lost = 0
         self.memory_bytes: int | None = None  # main memory of the largest worker at the last sync
-        self.is_closed = False
+        self.is_closed, self.is_asleep = False, False
         self._engine, self._script, self._base = engine, script, base
         self._actor = ray.remote(**_actor_options(engine, settings, workers.transport))(RolloutWorker)
         self.slots = [Slot(index) for index in range(workers.workers)]
@@ -87,12 +91,14 @@ class RolloutPool:
 
     def load_model(self, folder: Path, version: int) -> None:
         """All workers hold the model of ``folder``, called ``version``. Until the next self-test, syncs rebuild the engine."""
+        self._turn()
         self._folder, self._folder_version, self._update, self.version, self.mode = folder, version, None, version, "rebuild"
         self._vocabulary = _vocabulary(folder)
         self._everywhere(lambda worker: worker.load_model.remote(folder, version), START_DEADLINE_S, f"load {folder}")
 
     def prove_reload(self, prompts: Sequence[Prompt]) -> ReloadProof:
         """Test in-place syncing on every worker; in place from now on where all prove it right, else by rebuilding the engine."""
+        self._turn()
         tokens = [prompt.tokens for prompt in prompts]
         proofs = self._everywhere(lambda worker: worker.prove_reload.remote(tokens), START_DEADLINE_S, "test a weight reload", again=True)
         worst = max(proofs, key=lambda proof: (not proof.in_place, proof.gap))
@@ -108,6 +114,7 @@ class RolloutPool:
         for attempt in (1, 2):
             self._update, self.version = None, version  # the old weights may go before the new ones are copied
             self._update = export()
+            self._turn()
             try:
                 receipts = self._everywhere(
                     lambda worker: worker.sync.remote(self._sent, self.mode), deadline_s, "sync weights", again=True
@@ -123,11 +130,15 @@ class RolloutPool:
         return receipts
 
     def sleep(self) -> None:
-        """Engines that share GPUs with a trainer give their memory back, until ``wake``; nothing may be drawn or synced meanwhile."""
-        self._everywhere(lambda worker: worker.sleep.remote(), START_DEADLINE_S, "go to sleep")
+        """Engines give their GPU's memory back, until ``wake``; nothing may be drawn or synced meanwhile."""
+        if not self.is_asleep and self._folder is not None:
+            self._everywhere(lambda worker: worker.sleep.remote(), START_DEADLINE_S, "go to sleep", again=True)
+            self.is_asleep = True
 
     def wake(self) -> None:
-        self._everywhere(lambda worker: worker.wake.remote(), START_DEADLINE_S, "wake up")
+        if self.is_asleep:
+            self._everywhere(lambda worker: worker.wake.remote(), START_DEADLINE_S, "wake up")
+            self.is_asleep = False
 
     def add_worker(self) -> None:
         """One more worker, which draws as soon as it holds the weights of the others."""
@@ -159,6 +170,7 @@ class RolloutPool:
         Raises EngineError where too few workers are left, a request fails three times, or a token lies outside the vocabulary.
         """
         self._check_prompts(prompts, sampling)
+        self._turn()
         requests: list[list[Request]] = []
         seen: Counter[str] = Counter()
         for i, prompt in enumerate(prompts):

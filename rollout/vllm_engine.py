@@ -40,12 +40,14 @@ class VllmEngine:
         self.settings = settings
         self.version = -1
         self._llm: Any = None
+        self._can_sleep = False  # on a CPU vLLM has no memory to give back, and refuses
 
     def load_model(self, folder: Path, version: int) -> None:
         from vllm import LLM
         from vllm.platforms import current_platform
 
         self.close()
+        self._can_sleep = self.settings.sleeps and not current_platform.is_cpu()
         try:
             self._llm = LLM(
                 model=str(folder),
@@ -62,7 +64,7 @@ class VllmEngine:
                 enforce_eager=True,
                 tensor_parallel_size=self.settings.tensor_parallel,
                 distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
-                enable_sleep_mode=self.settings.sleeps,
+                enable_sleep_mode=self._can_sleep,
                 disable_log_stats=True,
                 generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
                 seed=0,
@@ -124,10 +126,12 @@ class VllmEngine:
         self._llm.llm_engine.abort_request(list(request_ids))
 
     def sleep(self) -> None:
-        self._llm.sleep(level=1)  # weights go to host memory, keys and values are forgotten
+        if self._can_sleep:
+            self._llm.sleep(level=1)  # weights go to host memory, keys and values are forgotten
 
     def wake(self) -> None:
-        self._llm.wake_up()
+        if self._can_sleep:
+            self._llm.wake_up()
 
     def close(self) -> None:
         if self._llm is not None:

@@ -44,7 +44,7 @@ class RolloutWorker:
         self.settings, self.index = settings, index
         self.engine = _make_engine(engine, settings, script, base)
         self.folder: Path | None = None
-        self._unfinished = 0
+        self._unfinished, self._is_asleep = 0, False
         self._refused: list[Finished] = []
         self._last_update: WeightUpdate | None = None
 
@@ -64,11 +64,13 @@ class RolloutWorker:
     def prove_reload(self, prompts: Sequence[Sequence[int]]) -> ReloadProof:
         """Find out whether weights may be replaced in place; the model is as before afterwards."""
         assert self.folder is not None, "load_model comes first"
+        self._check_awake()
         return prove_reload(self.engine, self.folder, prompts, self.settings.dtype)
 
     def sync(self, update: Update, mode: SyncMode) -> SyncReceipt:
         """Hold the weights of ``update``, proven. Raises WeightSyncError naming what is not as it was sent."""
         fault_point("syncing", self.index)
+        self._check_awake()
         started = time.monotonic()
         if not isinstance(update, WeightUpdate):
             update = fetched(*update)
@@ -85,6 +87,7 @@ class RolloutWorker:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. One that the engine refuses is answered by the next poll, like any other failure."""
+        self._check_awake()
         for request in requests:
             try:
                 self.engine.submit([request])
@@ -109,12 +112,18 @@ class RolloutWorker:
 
     def sleep(self) -> None:
         self.engine.sleep()
+        self._is_asleep = True
 
     def wake(self) -> None:
         self.engine.wake()
+        self._is_asleep = False
 
     def close(self) -> None:
         self.engine.close()
+
+    def _check_awake(self) -> None:
+        if self._is_asleep:
+            raise EngineError("the engine is asleep: the trainer has its GPU, and engines take their turn before they work")
 
     def _rebuild(self, update: WeightUpdate) -> None:
         import torch

@@ -63,6 +63,12 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
     return found
 
 
+def is_looked_at(recipe: Recipe, name: str, base: Path) -> bool:
+    """Are a source's rows told before a run begins, all of them or as many as one likes?"""
+    source = recipe.data[name]
+    return _is_readable(recipe, name) and not _too_large(source, base)
+
+
 def _too_large(source: DataSource, base: Path) -> float:
     """GiB of a file that takes longer to read than a plan should; 0 of another."""
     ((_, value),) = source.given.items()

@@ -73,7 +73,7 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
         rank = _Rank(stage, recipe, known[stage.name], site, base, largest)
         needed = rank.footprint()
         trained, tokens = rank.trained, rank.tokens(needed)
-        on_device, on_host = rank.holding(needed, tokens), list(rank.host())
+        on_device, on_host = rank.holding(needed, tokens), list(rank.host(needed))
         holdings += [on_device, *on_host]
         problems += [_refusal(stage, on_device, rank.remedies())] if not on_device.fits else []
         problems += [_refusal(stage, holding, rank.host_remedies()) for holding in on_host if not holding.fits]
@@ -110,8 +110,7 @@ def _engine(recipe: Recipe, drawn: list[Architecture], site: Site) -> Holding:
         parts = {"weights": weights, "packed_weights": max(0, total - weights - cache - PROCESS_BYTES), "kv_cache": cache}
         available = site.host_bytes
     else:
-        frac = recipe.rollout.gpu_memory_frac or 0.9 * site.machine.gpu_share(recipe)
-        available = int(frac * site.machine.device_bytes)
+        available = site.machine.free_for_an_engine(recipe)
         parts = {"weights": weights, "kv_cache": max(cache_of_one, available - weights - PROCESS_BYTES)}
     sequences = parts["kv_cache"] / cache_of_one
     remark = f"keys and values of {sequences:,.{int(sequences < 10)}f} sequences of {longest:,} tokens at once"
@@ -192,16 +191,28 @@ class _Rank:
         }
         return Holding("trainer rank", self.site.device_name, parts, int(self.available), f"passes of {tokens:,} tokens")
 
-    def host(self) -> Iterator[Holding]:
-        """Main memory of a node with GPUs: every rank reads the whole model there before it moves or shares it out."""
+    def host(self, needed: Footprint) -> Iterator[Holding]:
+        """Main memory of a node with GPUs: every rank reads the whole model there before it moves or shares it out.
+
+        Where engines and trainer take turns, also what waits there while engines draw.
+        """
         if not self.site.machine.num_gpus:
             return
         ranks = -(-self.recipe.trainer.ranks // self.site.nodes)
         parts = {"models_as_read": ranks * 4 * self.model.parameters, "driver": DRIVER_BYTES}
+        if self.site.machine.takes_turns(self.recipe):
+            asleep = {"trainer_asleep": needed.weights + needed.reference + needed.optimiser, "driver": DRIVER_BYTES}
+            asleep["exported_weights"] = self._engine_weights
+            yield Holding("node, its trainer asleep", "main memory", asleep, self.site.host_bytes)
+            parts["engines_asleep"] = self.recipe.rollout.workers * self._engine_weights
         if self.recipe.trainer.offload_optimiser:
             shared_out = self.recipe.trainer.ranks if self.recipe.trainer.shard != "none" else 1
             parts["optimiser"] = ranks * 8 * self.trained // shared_out
         yield Holding("trainer ranks of a node", "main memory", parts, self.site.host_bytes)
+
+    @property
+    def _engine_weights(self) -> int:
+        return (2 if self.recipe.rollout.dtype == "bfloat16" else 4) * self.engine_parameters
 
     def remedies(self) -> list[str]:
         """Three things to change: first those after which a rank fits, then those that save most; each with what it would then hold."""
@@ -230,6 +241,9 @@ class _Rank:
         if machine.num_gpus and not self.recipe.trainer.offload_optimiser:
             yield "trainer.offload_optimiser: true", self._laid_out(offload_optimiser=True)
         actors = self.recipe.rollout.workers + ranks
+        if machine.num_gpus == 1 and not self.recipe.rollout.sleep:
+            rollout = self.recipe.rollout.model_copy(update={"sleep": True})
+            yield "rollout.sleep: true", replace(self, recipe=self.recipe.model_copy(update={"rollout": rollout}))
         if 0 < machine.num_gpus < actors:
             yield f"{actors} GPUs, one for each worker and rank", replace(self, site=_with_gpus(self.site, actors))
         if machine.num_gpus:

@@ -30,6 +30,7 @@ def as_json(plan: Outline, needed: Needs | None) -> dict[str, Any]:
         "rates": asdict(needed.rates) if needed and needed.rates else None,
         "unknown": list(needed.unknown) if needed else None,
         "problems": list(needed.problems) if needed else None,
+        "gold_answers": asdict(needed.trial) if needed else None,
         "fits": not needed.problems if needed else None,
     }
 
@@ -113,6 +114,8 @@ def needs_sections(plan: Outline, needed: Needs) -> Iterator[Section]:
             rows,
         )
     yield "what it opens, fetches and executes", ["", ""], [[contact.kind, contact.text] for contact in needed.contacts]
+    if needed.trial.refused:
+        yield "gold answers that no sample can match", [""], [[text] for text in needed.trial.refused]
     if needed.unknown:
         yield "not known", [""], [[text] for text in needed.unknown]
 

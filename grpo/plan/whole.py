@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo.config import Recipe, RejectStage, RlStage, source_names
 from grpo.data.preview import Preview, previews
+from grpo.data.trials import Trial
 from grpo.loading import LoadedRecipe
 from grpo.plan.architecture import Architecture, architectures
 from grpo.plan.changes import Changes, changes_of
@@ -46,7 +47,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Needs:
-    """By stage, where it is known; ``unknown`` says why the rest is not, and ``problems`` what does not fit."""
+    """By stage, where it is known; ``unknown`` says why the rest is not, ``problems`` what does not fit, ``trial`` what gold answers score."""
 
     memory: Mapping[str, StageMemory]
     disk: Mapping[str, tuple[Written, ...]]
@@ -55,6 +56,7 @@ class Needs:
     seconds: Mapping[str, Seconds]
     unknown: tuple[str, ...]
     problems: tuple[str, ...]
+    trial: Trial = Trial()
 
 
 def outline(loaded: LoadedRecipe, out: Path) -> Outline:
@@ -73,7 +75,7 @@ def outline(loaded: LoadedRecipe, out: Path) -> Outline:
     )
 
 
-def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False) -> Needs:  # noqa: B008 - frozen
+def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False, trial: Trial = Trial()) -> Needs:  # noqa: B008 - frozen
     """Memory, disk, time, and what is opened and fetched. Raises TrainingError where ``measure`` cannot be done."""
     from grpo.plan.memory import memory_of
 
@@ -95,7 +97,7 @@ def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False) ->
         seconds, why_not = _seconds(plan, memory, lengths, rates)
         unknown += why_not
     problems = [problem for of_stage in memory.values() for problem in of_stage.problems] + _disk_problems(plan, disk)
-    return Needs(memory, disk, tuple(contacts_of(recipe, known)), rates, seconds, tuple(unknown), tuple(problems))
+    return Needs(memory, disk, tuple(contacts_of(recipe, known)), rates, seconds, tuple(unknown), tuple(problems), trial)
 
 
 def _without_long(found: Preview, recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> Preview:

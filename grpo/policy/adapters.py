@@ -84,11 +84,11 @@ class FoldedProduct(torch.autograd.Function):
 
 def folded(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """W + s B A, of the adapters' precision."""
-    return weight.to(a.dtype) + scaling * (b @ a)
+    return (b @ a).mul_(scaling).add_(weight)
 
 
 def holds_rounded(config: PretrainedConfig, optimiser: Optimiser, layout: Trainer) -> bool:
-    """May the layers' frozen matrices be held in bfloat16? Where their checkpoint has them so, and products are made so: nothing is lost.
+    """May frozen matrices be held in bfloat16? Where their checkpoint has them so, and products are made so: nothing is lost.
 
     What is sharded stays in float32, because torch's fully_shard wants one type in a layer.
     """
@@ -97,12 +97,15 @@ def holds_rounded(config: PretrainedConfig, optimiser: Optimiser, layout: Traine
 
 
 def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    """Of the layers, so neither the embeddings nor the output layer."""
-    return [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    """What is a matrix product and nothing else: an output layer that is the embeddings too is not, since those begin the residual stream."""
+    layers = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    head = model.get_output_embeddings()
+    is_tied = head is None or head.weight is model.get_input_embeddings().weight
+    return layers if is_tied else [*layers, head]  # type: ignore[list-item]
 
 
 def round_frozen(model: PreTrainedModel) -> None:
-    """The layers' frozen matrices in bfloat16, in place."""
+    """Frozen matrices in bfloat16, in place."""
     for layer in linear_layers(model):
         if not layer.weight.requires_grad:
             layer.to(torch.bfloat16)

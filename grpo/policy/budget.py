@@ -27,6 +27,7 @@ MOST_TOKENS = 8192
 USED_FRAC = 0.8  # of what is free: estimates err, and allocators keep some for themselves
 TrainedStage = SftStage | RlStage | DistillStage
 HEAD_BYTES = 2**29  # logits of a pass, and their gradient
+FOLDED_BYTES = 6  # of a weight while an adapter is folded into its matrix: the sum in float32, and rounded
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trai
     rounded = count.in_matrices if holds_rounded(config, optimiser, layout) else 0
     shared_out = layout.ranks if layout.shard != "none" else 1
     layers = config.get_text_config().num_hidden_layers
-    copied = 2 * (parameters - rounded) if layout.precision == "bfloat16" else 0  # by autocast, or what a layer is gathered in
+    copied = 2 * (parameters - rounded - count.looked_up) if layout.precision == "bfloat16" else 0  # by autocast, or to gather a layer in
     gathered = copied if layout.shard != "parameters" else 2 * copied // layers
     moments = 0 if layout.offload_optimiser and device == "cuda" else 8 * trained
     return Footprint(
-        weights=(4 * parameters - 2 * rounded) // shared_out + gathered,
+        weights=(4 * parameters - 2 * rounded) // shared_out + gathered + (FOLDED_BYTES * count.largest if optimiser.lora else 0),
         reference=4 * parameters // shared_out if needs_reference and optimiser.lora is None else 0,
         gradients=4 * trained // shared_out,
         optimiser=moments // shared_out,
@@ -79,11 +80,14 @@ def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trai
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters of a model: all, those that are trained, and those in the matrices of its layers."""
+    """Parameters of a model: all, those that are trained, those in matrices, those in the largest of a layer, and embeddings that
+    are no output layer."""
 
     all: int
     trained: int
     in_matrices: int
+    largest: int
+    looked_up: int
 
 
 @cache
@@ -91,12 +95,20 @@ def count_parameters(config: str, lora: str | None = None) -> Count:
     """Of a model without its weights. Both arguments are JSON; with ``lora`` only adapters are trained, and matrices are what is below them."""
     with torch.device("meta"):
         empty: PreTrainedModel = AutoModelForCausalLM.from_config(config_from_json(config))
-    in_matrices = sum(layer.weight.numel() for layer in linear_layers(empty))
+    matrices = linear_layers(empty)
+    embeddings = empty.get_input_embeddings().weight
+    looked_up = embeddings.numel() if empty.get_output_embeddings() in matrices else 0  # type: ignore[operator]
     if lora is not None:
         with torch.device("meta"):
             add_adapters(empty, Lora.model_validate_json(lora), seed=0)
     sizes = [(p.numel(), p.requires_grad) for p in empty.parameters()]
-    return Count(sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained), in_matrices)
+    return Count(
+        all=sum(size for size, _ in sizes),
+        trained=sum(size for size, is_trained in sizes if is_trained),
+        in_matrices=sum(layer.weight.numel() for layer in matrices),
+        largest=max(layer.weight.numel() for layer in matrices if layer is not empty.get_output_embeddings()),
+        looked_up=looked_up,
+    )
 
 
 def config_from_json(text: str) -> PretrainedConfig:

@@ -39,6 +39,9 @@ class Anchor:
             squares /= max(1, num_rows)
         return cls([parameter.detach().clone() for parameter in parameters], coef, fisher)
 
+    def moved(self, to: torch.device) -> Anchor:
+        return Anchor([tensor.to(to) for tensor in self.start], self.coef, [tensor.to(to) for tensor in self.fisher])
+
     @torch.no_grad()
     def pull(self, parameters: Sequence[torch.nn.Parameter]) -> float:
         """Add lambda F (theta - theta*) to each gradient. Returns the penalty, sum_i (lambda / 2) F_i (theta_i - theta*_i)^2."""

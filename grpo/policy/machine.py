@@ -29,8 +29,23 @@ class Machine:
         actors = recipe.rollout.workers + recipe.trainer.ranks
         return 1.0 / math.ceil(actors / self.num_gpus) if self.num_gpus else 0.0
 
+    def takes_turns(self, recipe: Recipe) -> bool:
+        """Engines and trainer on one GPU, of which only those that work hold more there than their processes take."""
+        return recipe.rollout.sleep and recipe.trainer.ranks == 1 and self.num_gpus == 1
+
+    def free_for_an_engine(self, recipe: Recipe) -> int:
+        """Bytes, of a GPU."""
+        frac, share = recipe.rollout.gpu_memory_frac, self.gpu_share(recipe)
+        if self.takes_turns(recipe):
+            share = 1 / recipe.rollout.workers
+            most = share * (self.device_bytes - PROCESS_BYTES)
+            return int(min(most, (frac or 0.9 * share) * self.device_bytes))
+        return int((frac or 0.9 * share) * self.device_bytes)
+
     def free_for_a_rank(self, recipe: Recipe, engine_parameters: int) -> float:
         """Bytes. ``engine_parameters`` are those of the model that the engines hold meanwhile."""
+        if self.takes_turns(recipe):
+            return self.device_bytes - (recipe.rollout.workers + 1) * PROCESS_BYTES
         if self.num_gpus:
             return self.device_bytes * self.gpu_share(recipe) - PROCESS_BYTES
         engines = recipe.rollout.workers * cpu_engine_bytes(recipe, engine_parameters)

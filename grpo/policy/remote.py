@@ -23,6 +23,7 @@ from rollout.faults import VARIABLES
 from rollout.weights import Transport
 
 START_DEADLINE_S = 120.0
+IN_ANY_PLACE = ("save_state", "memory_bytes")  # need no GPU: they may be called while the trainer is asleep
 
 
 # The next pass needs what the last one freed. By default glibc gives large blocks back at once, and the kernel clears every page again: a
@@ -70,9 +71,13 @@ class _TrainerActor:
 
 
 class RemoteTrainer:
-    """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result."""
+    """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result.
 
-    def __init__(self, spec: TrainerSpec, gpu_share: float = 0.0, transport: Transport = "host"):
+    ``turn`` is called before anything that the trainer must be awake for (``sleep``).
+    """
+
+    def __init__(self, spec: TrainerSpec, gpu_share: float = 0.0, transport: Transport = "host", turn: Callable[[], None] = lambda: None):
+        self._turn, self.is_asleep = turn, False
         ranks = spec.layout.ranks
         self._group = _placement(ranks, gpu_share) if ranks > 1 else None
         if spec.num_threads:
@@ -89,6 +94,7 @@ class RemoteTrainer:
 
     def export(self, version: int, dtype: str) -> Any:
         """A reference to the exported weights: they go from trainer to workers, never through the driver."""
+        self._turn()
         direct = {} if self._transport == "host" else {"tensor_transport": self._transport}
         with self._blamed():  # a direct transport asks the actor whether it has one before the call is made
             try:
@@ -109,6 +115,17 @@ class RemoteTrainer:
         references = self._call(method, *args)
         return lambda: self._wait(references)
 
+    def sleep(self) -> None:
+        """The trainer gives its GPU's memory back, until ``wake``."""
+        if not self.is_asleep:
+            self._wait([actor.call.remote("sleep") for actor in self._actors])
+            self.is_asleep = True
+
+    def wake(self) -> None:
+        if self.is_asleep:
+            self._wait([actor.call.remote("wake") for actor in self._actors])
+            self.is_asleep = False
+
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
@@ -116,6 +133,8 @@ class RemoteTrainer:
             remove_placement_group(self._group)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        if method not in IN_ANY_PLACE:
+            self._turn()
         shared = [ray.put(argument) for argument in args] if len(self._actors) > 1 else args
         return [actor.call.remote(method, *shared, **kwargs) for actor in self._actors]
 

@@ -83,6 +83,7 @@ class PolicyTrainer:
         self._skipped_in_a_row = 0
         self._reference_is_start = True
         self.anchor: Anchor | None = None
+        self._is_asleep = False
 
     # ---------------------------------------------------------------------------------------------------------------- looking
 
@@ -196,6 +197,17 @@ class PolicyTrainer:
         on_gpu = {"trainer_gpu": torch.cuda.max_memory_allocated(self.device)} if self.device.type == "cuda" else {}
         return {"trainer": bytes_of_tree(), **on_gpu}
 
+    def sleep(self) -> None:
+        """All that it holds goes to main memory, until ``wake``: an engine on the same GPU takes its turn."""
+        self._move(torch.device("cpu"))
+        self._is_asleep = True
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        self._move(self.device)
+        self._is_asleep = False
+
     def refresh_reference(self) -> None:
         """Reference := policy. With adapters the reference is the weights below them and stays."""
         if self.reference is not None:
@@ -208,6 +220,7 @@ class PolicyTrainer:
 
     def export_weights(self, version: int, dtype: str = "bfloat16", transport: Transport = "host") -> WeightUpdate | None:
         """All weights under their checkpoint names, in the engine's dtype, with a manifest of what was sent. From the first rank."""
+        self._check_awake()
         weights = checkpoint_weights(self.model)
         if self.ranks.rank == 0:
             return pack_weights(weights, version, getattr(torch, dtype), transport)
@@ -260,6 +273,7 @@ class PolicyTrainer:
         return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
+        self._check_awake()
         tokens = self.spec.optimiser.tokens_per_device or max(ENOUGH_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
         return pack(batch, tokens, self.ranks.rank, self.ranks.size)
 
@@ -372,6 +386,19 @@ class PolicyTrainer:
         yield
         if self.spec.layout.offload_optimiser:
             self._move_optimiser(torch.device("cpu"))
+
+    def _check_awake(self) -> None:
+        if self._is_asleep:
+            raise TrainingError("the trainer is asleep: engines have its GPU, and it takes its turn before it works")
+
+    def _move(self, to: torch.device) -> None:
+        self.model.to(to)  # type: ignore[arg-type]
+        if self.reference is not None:
+            self.reference.to(to)  # type: ignore[arg-type]
+        if not self.spec.layout.offload_optimiser:
+            self._move_optimiser(to)
+        if self.anchor is not None:
+            self.anchor = self.anchor.moved(to)
 
     def _move_optimiser(self, to: torch.device) -> None:
         for state in self.optimiser.state.values():

@@ -68,7 +68,6 @@ class Ahead:
     draw    draws the samples of a step, and calls its second argument now and then, which may change the weights, or raise to end the drawing
     steps   all that are still to be drawn
     kept    the first of them that are not, because weights drew them that are gone
-    sleeps  engines give back GPU memory between a step's last sample and the next weights
     """
 
     def __init__(
@@ -80,16 +79,14 @@ class Ahead:
         max_staleness: int = 0,
         is_deterministic: bool = True,
         in_flight: bool = False,
-        sleeps: bool = False,
         kept: Sequence[Drawn] = (),
     ):
         assert not (in_flight and is_deterministic), "when weights change is a matter of time"
-        assert not (sleeps and max_staleness), "engines that draw ahead never sleep"
         self._pool, self._draw, self._steps = pool, draw, steps
         self._max_staleness, self._is_deterministic, self._in_flight = max_staleness, is_deterministic, in_flight
         self._drawn: dict[int, Future[Drawn]] = {step: Future() for step in steps}
         self._posts: deque[Posted] = deque()
-        self._sleeps, self._kept = sleeps, kept
+        self._kept = kept
         self._num_synced = 0
         self._changed = threading.Condition()
         self._is_closing = False
@@ -161,8 +158,6 @@ class Ahead:
                 self._sync_newest()
             began = time.monotonic()
             completions = self._draw(step, self._meanwhile)
-            if self._sleeps:
-                self._pool.sleep()
             self._drawn[step].set_result(Drawn(completions, time.monotonic() - began))
         while True:
             self._sync(self._next())
@@ -188,8 +183,6 @@ class Ahead:
             self._sync(self._posts[0])
 
     def _sync(self, post: Posted) -> None:
-        if self._sleeps:
-            self._pool.wake()
         post.receipts.set_result(self._pool.sync(post.export, post.version))
         self._done(post, post.then(self._raise_if_closing) if post.then is not None else None)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from grpo.data.order import cut_to_weights
 from grpo.data.sources import Sources
 from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
+from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
@@ -29,8 +29,9 @@ from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
 from grpo.run.records import write_json
 from grpo.run.trackers import Trackers
+from grpo.stages.turns import Turns
 from grpo.types import Artifact, Checkpoint, Dataset
-from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, refused_golds, right_completions
+from rewards import RewardRuntime
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -75,6 +76,7 @@ class Workplace:
         self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
+        self._turns = Turns()
         self._rows: dict[str, list[Row]] = {}
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
@@ -176,6 +178,7 @@ class Workplace:
         settings = self.recipe.rollout
         if self._pool is None:
             self.progress.doing(f"starting {settings.workers} {settings.engine} worker(s)")
+            takes_turns = self.takes_turns
             engine = EngineSettings(
                 dtype=settings.dtype,
                 kv_cache_gib=settings.kv_cache_gib,
@@ -184,8 +187,8 @@ class Workplace:
                 num_threads=self.num_threads,
                 gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
                 tensor_parallel=settings.gpus_per_worker,
-                sleeps=settings.sleep,
-                gpu_memory_frac=settings.gpu_memory_frac or 0.9 * (self.gpu_share or 1.0),
+                sleeps=takes_turns,
+                gpu_memory_frac=settings.gpu_memory_frac or 0.9 * (1 / settings.workers if takes_turns else self.gpu_share or 1.0),
             )
             workers = PoolSettings(
                 settings.workers,
@@ -194,7 +197,9 @@ class Workplace:
                 dispatch="fixed" if self.recipe.deterministic else "balanced",
                 transport=settings.transport,
             )
-            self._pool = RolloutPool(settings.engine, engine, workers, settings.script, self.base, self.progress.say)
+            turn = self._turns.engines if takes_turns else lambda: None
+            self._pool = RolloutPool(settings.engine, engine, workers, settings.script, self.base, self.progress.say, turn)
+            self._turns.pool = self._pool
         if self._pool_holds != model.path or self._pool.version != 0:
             self._pool.load_model(model.path, version=0)
             self._pool_holds = model.path
@@ -221,97 +226,42 @@ class Workplace:
         actors = self.recipe.rollout.workers + self.recipe.trainer.ranks
         return 1.0 / math.ceil(actors / num_gpus) if num_gpus else 0.0
 
+    @property
+    def takes_turns(self) -> bool:
+        """Where there are several GPUs engines and trainer work at once. On a CPU all goes the same way, and nothing is moved."""
+        return self.recipe.rollout.sleep and self.recipe.trainer.ranks == 1 and ray.cluster_resources().get("GPU", 0) <= 1
+
     @contextlib.contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
-        trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport)
+        turn = self._turns.trainers if self.takes_turns else lambda: None
+        turn()  # a trainer is made awake
+        trainer = self._turns.trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport, turn)
         try:
             yield trainer
         finally:
+            self._turns.trainer = None
             trainer.close()
 
     def rewards(self, uses: Sequence[RewardUse]) -> RewardRuntime:
-        """The runtime of these rewards, with the recipe's tag names where a reward asks for them."""
-        return RewardRuntime([self.reward_spec(use) for use in uses], deadline_s=self.recipe.reward_deadline_s, base=self.base)
+        return reward_runtime(uses, self.recipe, self.base)
 
     def try_rewards(self, rewards: RewardRuntime, prompts: Sequence[Prompt]) -> None:
-        """Before anything is trained: gold answers must score 1 and other rows' answers 0, by the very processes that will judge.
-
-        Raises DataError with the rows for which that is not so, and RewardError where a reward's model can't be loaded.
-        """
+        """Before a stage trains anything. Raises DataError where its rewards cannot be trusted, and RewardError where one's model can't be loaded."""
         self.progress.doing("loading the rewards")
         rewards.load()
         if self.recipe.canary == "":
             return
         self.progress.doing("trying the rewards on gold answers")
-        rows = [prompt.columns for prompt in prompts]
-        rewards.expect_columns({name for row in rows for name in row})
-        by_gold = [name for name in rewards.rewards if name in rewards.required and rewards.rewards[name].options.gold]
-        tried = dict.fromkeys(name for name in (rewards.accuracy, *by_gold) if name is not None)
-        problems = [problem for name in tried for problem in self._gold_problems(rewards, name, rows)]
-        if problems:
-            raise DataError(
-                "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
-                "written; '' tries nothing):\n  " + "\n  ".join(problems)
-            )
-        for name in by_gold:
-            if rewards.rewards[name].options.check_gold is not None:  # it reads them, where others only compare
-                self._say_refused_golds(rewards, name, prompts)
-
-    def _say_refused_golds(self, rewards: RewardRuntime, name: str, prompts: Sequence[Prompt]) -> None:
-        fn = rewards.rewards[name]
-        gold = fn.options.gold or "answer"
-        known = [prompt for prompt in prompts if not fn.missing({*prompt.columns, *RESERVED})]
-        rows = [prompt.columns for prompt in known]
-        refused: Sequence[int] = range(len(rows))
-        for write in self._right_completions(fn):
-            try:
-                refused = min(refused, refused_golds(rewards, rows, write, name=name, column=gold), key=len)
-            except RewardError:  # on all of them
-                pass
-            rewards.forget_statistics()
-            if not refused:
-                return
-        shown = ", ".join(f"{known[index].id} {str(rows[index].get(gold))[:60]!r}" for index in refused[:3])
-        self.progress.say(
-            f"  {len(refused)} of {len(prompts)} gold answers are not right by {name!r} themselves, so no sample of theirs can be: {shown}"
-            f"{', ...' if len(refused) > 3 else ''}; correct or remove them"
-        )
-
-    def _gold_problems(self, rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What is wrong with reward ``name`` on the rows that it can judge, with right completions written as it likes them best."""
-        fn = rewards.rewards[name]
-        gold = fn.options.gold or "answer"
-        known = [row for row in rows if gold in row and not fn.missing({*row, *RESERVED})]
-        refused: list[list[str]] = []
-        crashed: list[list[str]] = []
-        for write in self._right_completions(fn) if known else []:
-            try:
-                refused.append(canary_problems(rewards, known, write, name=name, column=gold))
-            except RewardError as error:
-                crashed.append([str(error)])
-            rewards.forget_statistics()
-            if refused and not refused[-1]:
-                return []
-        return min(refused or crashed, key=len, default=[])
-
-    def _right_completions(self, fn: RewardFn) -> list[Callable[[str], str]]:
-        """From an answer to a completion that is right by ``fn``, in each of the ways that one may be written."""
-        tags, canary, wanted = self.recipe.tags, self.recipe.canary, fn.options.write
-        if canary is not None:
-            return [partial(canary.replace, "{answer}")]
-        written, *others = [partial(text.replace, "{answer}") for text in right_completions(tags.think, tags.answer)]
-        bare = others[-1]
-        return [written, *others] if wanted is None else [lambda answer: bare(wanted(answer))]
-
-    def reward_spec(self, use: RewardUse) -> RewardSpec:
-        allowed = 0.0 if use.on_error == "stop" else use.max_error_frac
-        return RewardSpec(use.use, use.name, use.weight_at(0), with_tags(use, self.recipe, self.base), use.required, allowed)
+        trial = try_rewards(rewards, [(prompt.id, prompt.columns) for prompt in prompts], self.recipe)
+        trial.raise_problems()
+        for line in trial.refused:
+            self.progress.say(f"  {line}")
 
     def close(self) -> None:
         self.trackers.close()
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
+            self._pool = self._turns.pool = None
         if ray.is_initialized():
             ray.shutdown()
 
@@ -341,15 +291,6 @@ class Workplace:
 
 def _json_of(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
-    """The settings of a reward, with the recipe's tag names for those it has a setting for and the recipe does not set."""
-    from rewards.load import build_reward
-
-    names = {"think_tag": recipe.tags.think, "answer_tag": recipe.tags.answer}
-    known = build_reward(use.use, use.settings, base).settings
-    return {**{key: value for key, value in names.items() if key in known}, **use.settings}
 
 
 def updates_of(stage: RlStage) -> int:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.end_to_end.conftest import ROOT, Grpo, rows_of
+from tests.end_to_end.test_resume import steady
 
 
 @pytest.fixture
@@ -121,6 +122,17 @@ def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is
     assert "weight sync: by rebuilding the engine" in result.stdout
     gaps = [row["rollout/logprob_gap"] for row in rows_of(tmp_path / "run" / "01-reason" / "metrics.jsonl")]
     assert gaps[1] < 3 * gaps[0]
+
+
+def test_a_run_by_turns_is_the_run_without(finished: Path, grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
+    """On a CPU nothing is moved, and whoever works out of turn is refused all the same."""
+    result = grpo("run", small_rl, "rollout.sleep=true", "--out", tmp_path / "turns")
+    assert result.returncode == 0, result.stdout + result.stderr
+    by_turns, at_once = (steady(rows_of(out / "01-reason" / "metrics.jsonl")) for out in (tmp_path / "turns", finished))
+    assert by_turns == at_once
+    hungry = [f"stages.reason.{setting}" for setting in ("dynamic_sampling={max_rounds: 2}", "rewards=[{use: format}]")]
+    result = grpo("run", small_rl, "rollout.sleep=true", *hungry, "--out", tmp_path / "refilled")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.slow

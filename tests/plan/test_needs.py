@@ -23,7 +23,7 @@ from grpo.policy.budget import HEAD_BYTES
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
-REAL = sorted(set(shipped_recipes()) - {"forgetting_tiny", "r1_tiny", "r1_zero_tiny", "r1_zero_smollm2", "r1_zero_smollm2_three"})
+REAL = sorted(set(shipped_recipes()) - {"forgetting_tiny", "r1_tiny", "r1_zero_tiny", "r1_zero_smollm2", "r1_zero_smollm2_three", "r1_smollm2"})
 SIZES = {  # as their authors publish them
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
@@ -109,9 +109,12 @@ def test_sharding_and_adapters_take_less(recipe: Path) -> None:
     adapted = memory(recipe, "stages.one.lora={rank: 8, targets: [q_proj]}")
     parts = held(adapted, "trainer rank")
     assert adapted.trained == 28 * 8 * (1536 + 1536)  # A and B of q_proj in each layer
-    # The layers' matrices: q and o 1536 x 1536, k and v 1536 x 256, three of 1536 x 8960; frozen, so 2 bytes each and no copy.
+    # The layers' matrices: q and o 1536 x 1536, k and v 1536 x 256, three of 1536 x 8960; frozen, so 2 bytes each and no copy. While an adapter is
+    # folded into the largest of them, 6 bytes of each of its weights.
     matrices = 28 * (2 * 1536**2 + 2 * 1536 * 256 + 3 * 1536 * 8960)
-    assert parts["weights"] == 4 * (n + adapted.trained) - 2 * matrices + 2 * (n + adapted.trained - matrices) and parts["reference"] == 0
+    folding = 6 * 1536 * 8960
+    assert parts["weights"] == 4 * (n + adapted.trained) - 2 * matrices + 2 * (n + adapted.trained - matrices) + folding
+    assert parts["reference"] == 0
 
 
 def test_what_does_not_fit_is_refused_with_stage_device_numbers_and_three_changes(recipe: Path) -> None:
@@ -271,6 +274,17 @@ def test_seventy_billion_parameters_are_planned_in_seconds_and_refused_with_exit
     assert "Traceback" not in ran.stderr and "stage 'one' does not fit: a GPU holds" in ran.stderr
 
 
+def test_a_plan_says_which_gold_answers_no_sample_can_match_and_refuses_rewards_that_know_none(recipe: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n} + {n}", "answer": None if n == 13 else str(2 * n)} for n in range(40)]
+    (recipe.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = grpo("plan", str(recipe), "--json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)["gold_answers"]
+    assert told["problems"] == [] and "1 of 40 gold answers are not right by 'math' themselves" in told["refused"][0]
+    ran = grpo("plan", str(recipe), "data.rows.columns={answer: prompt}", "stages.one.rewards=[{use: exact}, {use: choice}]", cwd=tmp_path)
+    assert ran.returncode == 2 and "the rewards cannot be trusted with these rows" in ran.stderr, ran.stderr
+
+
 def test_a_quick_plan_loads_no_torch_and_tells_the_same_keys(recipe: Path, tmp_path: Path) -> None:
     outline, needed = planned(recipe)
     full, quick = as_json(outline, needed), as_json(outline, None)
@@ -283,7 +297,7 @@ def test_a_quick_plan_loads_no_torch_and_tells_the_same_keys(recipe: Path, tmp_p
 
 def test_the_json_keeps_its_keys(recipe: Path) -> None:
     told: dict[str, Any] = json.loads(json.dumps(as_json(*planned(recipe, "hardware.tflops=1", "hardware.bandwidth_gb_s=1"))))
-    top = {"recipe", "out", "changes", "hardware", "stages", "rows", "prompts", "contacts", "rates", "unknown", "problems", "fits"}
+    top = {"recipe", "out", "changes", "hardware", "stages", "rows", "prompts", "contacts", "rates", "unknown", "problems", "fits", "gold_answers"}
     assert top <= told.keys()
     stage = {"stage", "kind", "from", "inputs", "makes", "sizes", "done", "model", "parameters", "trained_parameters", "tokens_per_pass"}
     assert stage | {"memory", "disk", "seconds"} <= told["stages"][0].keys()
@@ -297,7 +311,27 @@ def test_shipped_recipes_fit_the_hardware_that_they_name(name: str) -> None:
     assert needed.problems == () and set(needed.memory) == set(needed.seconds) == {stage.name for stage in outline.recipe.stages}
 
 
-def test_one_gpu_of_24_gb_cannot_hold_a_7b_model_twice() -> None:
-    _, needed = planned("grpo_lora_qwen2.5_7b", "hardware.gpus=1")
+def test_one_gpu_of_24_gb_cannot_hold_a_7b_model_twice_and_needs_not_by_turns() -> None:
+    _, needed = planned("grpo_lora_qwen2.5_7b", "rollout.sleep=false")
     assert len(needed.problems) == 2 and "one engine" in needed.problems[0] and "one trainer rank" in needed.problems[1]
-    assert planned("grpo_lora_qwen2.5_7b", "hardware.gpus=1", "hardware.gpu_memory_gib=48")[1].problems == ()
+    assert planned("grpo_lora_qwen2.5_7b")[1].problems == ()
+
+
+def test_one_gpu_by_turns_holds_the_larger_of_engine_and_trainer_and_main_memory_the_other(recipe: Path) -> None:
+    n, alone = SIZES["Qwen/Qwen2.5-1.5B"], "hardware={gpus: 1, gpu_memory_gib: 60, memory_gib: 500}"
+    together, by_turns = memory(recipe, alone), memory(recipe, alone, "rollout.sleep=true")
+    assert [holding.available for holding in together.holdings[:2]] == [int(0.45 * 60 * GIB), int(0.5 * 60 * GIB) - GIB]
+    # Of 60 GiB an engine takes nine tenths; a rank has all but what the two processes take beside their models, 1 GiB each.
+    assert [holding.available for holding in by_turns.holdings[:2]] == [int(0.9 * 60 * GIB), 58 * GIB]
+    assert len(together.problems) == 1 and by_turns.problems == ()
+    # While engines draw: masters and autocast's copy, reference, moments; and two bytes each for what was exported. When it is made: the model in
+    # float32, as it is read, beside the engine's.
+    assert held(by_turns, "node, its trainer asleep") == {"trainer_asleep": 18 * n, "driver": 5 * GIB // 2, "exported_weights": 2 * n}
+    assert held(by_turns, "trainer ranks of a node") == {"models_as_read": 4 * n, "driver": 5 * GIB // 2, "engines_asleep": 2 * n}
+    several = memory(recipe, "hardware={gpus: 2, gpu_memory_gib: 60, memory_gib: 500}", "rollout.sleep=true")
+    assert several.holdings[0].available == int(0.9 * 60 * GIB) and several.holdings[1].available == 59 * GIB  # a GPU each: nobody sleeps
+
+
+def test_taking_turns_is_advised_where_one_gpu_is_too_small_for_both(recipe: Path) -> None:
+    (problem,) = memory(recipe, "hardware={gpus: 1, gpu_memory_gib: 60, memory_gib: 500}").problems
+    assert "rollout.sleep: true: " in problem

@@ -96,19 +96,23 @@ def test_the_output_layer_cannot_be_a_target(make_trainer: MakeTrainer) -> None:
         make_trainer(exact=False, lora=Lora(targets=["lm_head"]))
 
 
-def test_frozen_matrices_of_a_bfloat16_checkpoint_are_held_so_and_lose_nothing(tiny_qwen2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["tiny_qwen2", "tiny_llama"], ids=["tied", "untied"])
+def test_frozen_matrices_of_a_bfloat16_checkpoint_are_held_so_and_lose_nothing(
+    family: str, request: pytest.FixtureRequest, tiny_qwen2: Path, tmp_path: Path
+) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from grpo.config import Optimiser, Trainer
     from grpo.policy.adapters import holds_rounded, linear_layers
     from grpo.policy.trainer import TrainerSpec
 
-    AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(request.getfixturevalue(family), dtype=torch.bfloat16).save_pretrained(tmp_path)
     adapted, whole = (
         PolicyTrainer(TrainerSpec(tmp_path, Optimiser(learning_rate=0.01, lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None)
     )
     held = {layer.weight.dtype for layer in linear_layers(adapted.model) if not layer.weight.requires_grad}
     assert held == {torch.bfloat16} and adapted.model.get_input_embeddings().weight.dtype == torch.float32
+    assert adapted.model.get_output_embeddings().weight.dtype == (torch.float32 if family == "tiny_qwen2" else torch.bfloat16)
     assert {layer.weight.dtype for layer in linear_layers(whole.model)} == {torch.float32}
     np.testing.assert_array_equal(adapted.logprobs(batch()), whole.logprobs(batch()))  # B is 0 yet, and autocast rounds what is float32
     before = unpack_weights(adapted.export_weights(version=0, dtype="float32"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from grpo.algorithm import GRPO, TABLE
-from grpo.config import Trainer
+from grpo.config import Lora, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.attention import ordinary_attention
 from grpo.policy.batch import Batch, make_batch
 from grpo.policy.trainer import PolicyTrainer
 from rollout.weights import unpack_weights
+from tests.policy.conftest import MakeTrainer
 
 # Two prompts with three samples each. Rewards 1 0 0 and 2 0 1:
 #   z-scores of the first: mean 1/3, deviation sqrt((4 + 1 + 1) / 9 / 2) = sqrt(1/3), so 2/sqrt(3) and -1/sqrt(3); of the second: 1 -1 0
@@ -312,7 +314,9 @@ def test_a_token_whose_log_probability_is_not_finite_is_left_out_of_the_loss(
     monkeypatch.setattr(odd, "_logprobs", with_odd_one)
     metrics = odd.policy_update(batch)
     assert metrics["train/nonfinite_logprobs"] == 1 and metrics["train/skipped_updates"] == 0
-    assert all(math.isfinite(metrics[each]) for each in ("loss/total", "loss/kl", "policy/entropy", "train/grad_norm", "rollout/importance_max"))
+    assert all(
+        math.isfinite(metrics[each]) for each in ("loss/total", "loss/kl", "policy/entropy", "train/grad_norm", "rollout/importance_max")
+    )
     if name == "grpo":  # token by token, it is as if the token had no weight
         weights = batch.weights.copy()
         weights[0, column] = 0.0
@@ -410,3 +414,55 @@ def test_a_saved_model_is_an_ordinary_folder(make_trainer: Callable[..., PolicyT
     tokens = AutoTokenizer.from_pretrained(tmp_path)("3 + 4", return_tensors="pt").input_ids.to(trainer.device)
     with torch.no_grad(), ordinary_attention(trainer.model):
         torch.testing.assert_close(loaded(tokens).logits, trainer.model(tokens).logits)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["all", "lora"])
+def test_a_sleeping_trainer_leaves_nothing_on_its_device(make_trainer: MakeTrainer, lora: Lora | None) -> None:
+    """A type stands for the GPU, to which tensors are moved by the same calls: those that come not have been forgotten."""
+    trainer = make_trainer(replace(GRPO, kl_coef=0.1), exact=False, lora=lora, learning_rate=1e-2)
+    if lora is None:
+        trainer.hold_weights(batch_of_six(), coef=1.0)
+    trainer.policy_update(batch_of_six())
+    before = trainer.logprobs(batch_of_six())
+    trainer.sleep()
+    trainer.wake()
+    np.testing.assert_array_equal(trainer.logprobs(batch_of_six()), before)
+    trainer.device = torch.float64  # type: ignore[assignment]
+    trainer.wake()
+    found = [tensor for tensor in tensors_within(trainer) if tensor.is_floating_point()]
+    assert len(found) > 60 and {tensor.dtype for tensor in found} == {torch.float64}
+
+
+def tensors_within(root: object) -> list[torch.Tensor]:
+    """Every tensor of more than one number that can be reached from an object through attributes and collections."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[int] = set()
+    ahead = [root]
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Tensor):
+            if each.numel() > 1:
+                found[id(each)] = each
+            continue
+        if isinstance(each, Mapping):
+            ahead += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple | set):
+            ahead += each
+        elif hasattr(each, "__dict__") and not isinstance(each, type | types.ModuleType):
+            ahead += vars(each).values()
+    return list(found.values())
+
+
+@pytest.mark.gpu
+def test_a_sleeping_trainer_gives_its_memory_back_and_goes_on_as_if_it_had_not_slept(make_trainer: MakeTrainer) -> None:
+    rested, undisturbed = (make_trainer(replace(GRPO, kl_coef=0.1), exact=False, learning_rate=1e-2) for _ in range(2))
+    for _ in range(3):
+        found = rested.policy_update(batch_of_six())
+        assert found == undisturbed.policy_update(batch_of_six())
+        awake = torch.cuda.memory_allocated()
+        rested.sleep()
+        assert torch.cuda.memory_allocated() < 0.6 * awake
+        rested.wake()

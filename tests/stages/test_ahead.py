@@ -168,17 +168,6 @@ def test_a_run_that_stops_and_goes_on_with_what_it_kept_draws_as_one_that_did_no
         assert before + versions(again, range(stop + 1, STEPS)) == undisturbed == [0, 0, 0, 1, 2, 3]
 
 
-def test_engines_sleep_between_the_last_sample_and_the_next_weights(ahead: Callable[..., Ahead], pool: Weights) -> None:
-    done: list[str] = []
-    pool.sleep, pool.wake = lambda: done.append("sleep"), lambda: done.append("wake")  # type: ignore[attr-defined]
-    sync = pool.sync
-    pool.sync = lambda export, version: (done.append("sync"), sync(export, version))[1]  # type: ignore[method-assign]
-    draw = lambda step, meanwhile: (done.append("draw"), pool.completions(pool.version))[1]  # noqa: E731
-    trained(runs := ahead(draw, sleeps=True), lambda step: done.append("update"))
-    runs.close()
-    assert done[:10] == ["draw", "sleep", "update", "wake", "sync"] * 2
-
-
 @pytest.mark.parametrize("most", [0, 2])
 def test_a_failed_sync_is_raised_where_samples_are_waited_for(ahead: Callable[..., Ahead], pool: Weights, most: int) -> None:
     pool.refuses = 2
