@@ -127,7 +127,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a run would do, and whether it fits. Nothing is downloaded.
+    """Show what a run would do, and whether it fits. Nothing is downloaded; accuracy rewards are tried on gold answers.
 
     \b
     Example: grpo plan r1_tiny stages.reason.steps=12

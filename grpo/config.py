@@ -211,7 +211,9 @@ class Rollout(Strict):
     sleep: bool = Field(
         False, description="engines and trainer share one GPU by turns: the weights of whichever does not work wait in main memory"
     )
-    gpu_memory_frac: Fraction | None = Field(None, description="of a GPU for its engine; by default 0.9, or 0.45 where a trainer shares it")
+    gpu_memory_frac: Fraction | None = Field(
+        None, description="of a GPU for its engine; by default 0.9, or 0.45 where a trainer shares it and neither sleeps"
+    )
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_cache_gib: PositiveFloat = 1.0
     max_sequences: PositiveInt = 256

@@ -63,9 +63,12 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     if recipe.rollout.sleep and recipe.rollout.max_staleness:
         text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
         yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
-    if recipe.rollout.sleep and recipe.rollout.transport == "cuda_ipc":
-        text = "cuda_ipc hands weights over within a GPU, where with sleep the trainer's are no more once engines wake; use host"
+    if recipe.rollout.sleep and recipe.rollout.transport != "host":
+        text = f"{recipe.rollout.transport} takes new weights from the trainer's GPU, of which with sleep it has left nothing; use host"
         yield _clash(("rollout",), text, "transport", "sleep")
+    if recipe.rollout.sleep and recipe.rollout.gpus_per_worker > 1:
+        text = f"sleep is for one GPU, and gpus_per_worker is {recipe.rollout.gpus_per_worker}; delete one of them"
+        yield _clash(("rollout",), text, "sleep", "gpus_per_worker")
     yield from _weight_change(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"

@@ -61,8 +61,8 @@ def run_recipe(
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
     previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
-    if not all(planned.is_done for planned in make_plan(loaded, run, redo)):
-        try_before_the_run(loaded.recipe, loaded.base).raise_problems()
+    pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
+    try_before_the_run(loaded.recipe, loaded.base, pending).raise_problems()
     with run.held():
         if redo is not None:
             _forget(loaded, run, redo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -11,6 +12,7 @@ from rewards.equality import plain_number, same_number
 from rewards.runtime import RewardRuntime, Scored, ScoreInput
 from rewards.words import words
 
+CANARY_ROWS = 8
 MAX_GOLDS_READ = 5000
 """A gold answer that is no plain number takes milliseconds to read; more of them are half a minute."""
 RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
@@ -38,7 +40,7 @@ def canary_trials(
     rows: Sequence[Mapping[str, Any]],
     render: Callable[[str], str],
     *,
-    num_rows: int | None = 8,
+    num_rows: int | None = CANARY_ROWS,
     column: str = "answer",
 ) -> list[Trial]:
     """Scores each row's gold answer, and up to two unequal ones of other rows, by all rewards of the runtime in one batch.
@@ -67,7 +69,7 @@ def canary_problems(
     render: Callable[[str], str],
     *,
     name: str | None = None,
-    num_rows: int | None = 8,
+    num_rows: int | None = CANARY_ROWS,
     column: str = "answer",
 ) -> list[str]:
     """One line for each row in which the accuracy reward can't be trusted; see problems_of and canary_trials.
@@ -117,6 +119,12 @@ def problems_of(
     if check_gold is not None:
         lines += _of_wrong_form(tried, check_gold)
     return [f"row {row}: {what}; row: {_shown(rows[row])}" for row, what in lines]
+
+
+def lines_by_row(lines: Sequence[str]) -> dict[int, list[str]]:
+    """What ``problems_of`` returned, by the row that it is about."""
+    about = sorted((int(found[1]), line) for line in lines if (found := re.match(r"row (\d+): ", line)))
+    return {row: [line for _, line in of_row] for row, of_row in groupby(about, key=lambda each: each[0])}
 
 
 def _of_wrong_form(tried: Sequence[Sequence[Trial]], check_gold: Callable[[str], str | None]) -> Iterator[tuple[int, str]]:

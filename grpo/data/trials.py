@@ -1,4 +1,8 @@
-"""Can rewards be trusted with rows? Gold answers must score 1 and other rows' answers 0, by the very processes that will judge samples."""
+"""Can rewards be trusted with rows? Gold answers must score 1 and other rows' answers 0, by the very processes that will judge samples.
+
+A stage asks of the prompts that it draws. Before a run begins its stages' rows are asked too, as far as they are at hand. Some of them may still be
+left out, by length or in a mixture, so only what is wrong with every row that was tried keeps a run from beginning.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.config import Recipe, RewardUse, source_names
+from grpo.config import SOURCE_COLUMN, Recipe, RewardUse, StageBase, source_names
 from grpo.data.preview import is_looked_at
 from grpo.data.sources import Sources
 from grpo.errors import DataError
 from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, refused_golds, right_completions
+from rewards.canary import CANARY_ROWS, lines_by_row
 from rewards.load import build_reward
 
 GENERATED_ROWS = 64
@@ -59,34 +64,52 @@ def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
     return {**{key: value for key, value in names.items() if key in known}, **use.settings}
 
 
-def try_before_the_run(recipe: Recipe, base: Path) -> Trial:
-    """Of all stages, those rewards and rows that can be told without a model, a network, or running anybody's code but the rewards' own."""
+def try_before_the_run(recipe: Recipe, base: Path, stages: Sequence[StageBase] | None = None) -> Trial:
+    """Of ``stages`` (all by default), what can be told without a model, a network, or running anybody's code but those rewards' own."""
+    if recipe.canary == "":
+        return Trial()
     sources = Sources({name: _few(source) for name, source in recipe.data.items()}, base, recipe.tags)
     found = Trial()
     tried: list[tuple[Any, Any]] = []
-    for stage in recipe.stages:
-        uses, prompts = getattr(stage, "rewards", []), getattr(stage, "prompts", None)
-        names = [name for name in source_names(prompts) if name in recipe.data and is_looked_at(recipe, name, base)]
-        if not uses or not names or recipe.canary == "" or (uses, names) in tried:
+    for stage in recipe.stages if stages is None else stages:
+        names = [name for name in source_names(getattr(stage, "prompts", None)) if name in recipe.data and is_looked_at(recipe, name, base)]
+        uses = _by_gold(getattr(stage, "rewards", []), recipe, base)
+        if not names or not uses or (asked := (names, [(use.use, use.settings) for use in uses])) in tried:
             continue
-        tried.append((uses, names))
-        rows = [(f"{name}/{index}", row) for name in names for index, row in enumerate(sources.load(name).rows)]
+        tried.append(asked)
+        limit = getattr(stage, "rows", None)
+        rows = [(f"{name}/{index}", {SOURCE_COLUMN: name, **row}) for name in names for index, row in enumerate(sources.load(name).rows[:limit])]
         with reward_runtime(uses, recipe, base) as rewards:
             of_stage = try_rewards(rewards, rows, recipe)
-        found.problems.extend(line for line in of_stage.problems if line not in found.problems)
+        if len(lines_by_row(of_stage.problems)) == min(CANARY_ROWS, len(rows)):
+            found.problems.extend(line for line in of_stage.problems if line not in found.problems)
         found.refused.extend(line for line in of_stage.refused if line not in found.refused)
     return found
+
+
+def _by_gold(uses: Sequence[RewardUse], recipe: Recipe, base: Path) -> list[RewardUse]:
+    """Those that are tried, with nothing beside them: what else a stage pays for may be anything, such as a service that is not up yet."""
+    with reward_runtime(uses, recipe, base) as runtime:
+        names = tried_of(runtime)
+        return [use for use in uses if use.part in names and not runtime.rewards[use.part].options.by_model]
 
 
 def try_rewards(rewards: RewardRuntime, rows: NamedRows, recipe: Recipe) -> Trial:
     """``rows``: what each is called, and its columns. Rewards that a model gives are not asked: opinions cost."""
     columns = [row for _, row in rows]
     rewards.expect_columns({name for row in columns for name in row})
-    by_gold = [name for name in rewards.rewards if name in rewards.required and rewards.rewards[name].options.gold]
-    tried = dict.fromkeys(name for name in (rewards.accuracy, *by_gold) if name is not None)
-    problems = [problem for name in tried for problem in _gold_problems(rewards, name, columns, recipe)]
-    reading = [name for name in by_gold if rewards.rewards[name].options.check_gold is not None]  # where others only compare
+    problems = [problem for name in tried_of(rewards) for problem in _gold_problems(rewards, name, columns, recipe)]
+    reading = [name for name in _required_golds(rewards) if rewards.rewards[name].options.check_gold is not None]  # others only compare
     return Trial(problems, [] if problems else [line for name in reading for line in _refused(rewards, name, rows, recipe)])
+
+
+def tried_of(rewards: RewardRuntime) -> list[str]:
+    """The accuracy reward, and all that are required and know a column of gold answers."""
+    return list(dict.fromkeys(name for name in (rewards.accuracy, *_required_golds(rewards)) if name is not None))
+
+
+def _required_golds(rewards: RewardRuntime) -> list[str]:
+    return [name for name in rewards.rewards if name in rewards.required and rewards.rewards[name].options.gold]
 
 
 def _refused(rewards: RewardRuntime, name: str, rows: NamedRows, recipe: Recipe) -> Iterator[str]:

@@ -67,7 +67,7 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
         return None
     largest = max(model.parameters for model in (*drawn, known[stage.name]))  # engines of earlier stages stay where they are
     holdings = [_engine(recipe, drawn, site)] if drawn else []
-    problems = [problem for holding in holdings for problem in _engine_problems(stage, holding, recipe, drawn)]
+    problems = [problem for holding in holdings for problem in _engine_problems(stage, holding, recipe, drawn, site)]
     trained, tokens = 0, None
     if isinstance(stage, TrainedStage):
         rank = _Rank(stage, recipe, known[stage.name], site, base, largest)
@@ -110,14 +110,19 @@ def _engine(recipe: Recipe, drawn: list[Architecture], site: Site) -> Holding:
         parts = {"weights": weights, "packed_weights": max(0, total - weights - cache - PROCESS_BYTES), "kv_cache": cache}
         available = site.host_bytes
     else:
-        available = site.machine.free_for_an_engine(recipe)
+        available = int(site.machine.engine_frac(recipe) * site.machine.device_bytes)
         parts = {"weights": weights, "kv_cache": max(cache_of_one, available - weights - PROCESS_BYTES)}
     sequences = parts["kv_cache"] / cache_of_one
     remark = f"keys and values of {sequences:,.{int(sequences < 10)}f} sequences of {longest:,} tokens at once"
     return Holding("engine", site.device_name, {**parts, "process": PROCESS_BYTES}, available, remark)
 
 
-def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: list[Architecture]) -> Iterator[str]:
+def _could_sleep(recipe: Recipe) -> bool:
+    rollout = recipe.rollout
+    return not rollout.sleep and recipe.trainer.ranks == 1 and not rollout.max_staleness and rollout.transport == "host"
+
+
+def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: list[Architecture], site: Site) -> Iterator[str]:
     longest = longest_drawn(recipe, drawn)
     for model in drawn:
         if model.positions is not None and longest > model.positions:
@@ -135,6 +140,9 @@ def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: l
         )
     if not holding.fits:
         cache = _gib(longest * largest.cache_bytes_per_token)
+        if site.machine.num_gpus == 1 and _could_sleep(recipe):
+            yield _refusal(stage, holding, ["rollout.sleep: true", "a GPU each for engine and trainer", "take a smaller model, or more memory"])
+            return
         own_gpus = "give engines GPUs of their own: at least rollout.workers + trainer.ranks in all, or fewer of those"
         shorter = f"lower max_completion_tokens: a sequence of {longest:,} tokens has {cache} GiB of keys and values"
         yield _refusal(stage, holding, [own_gpus, shorter, "take a smaller model, or more memory"])
@@ -194,17 +202,20 @@ class _Rank:
     def host(self, needed: Footprint) -> Iterator[Holding]:
         """Main memory of a node with GPUs: every rank reads the whole model there before it moves or shares it out.
 
-        Where engines and trainer take turns, also what waits there while engines draw.
+        Where engines and trainer take turns, also while new weights are on their way to engines: the trainer is asleep, what it exported is there,
+        each engine unpacks a copy, and the pinned memory that one slept in may be its for good.
         """
         if not self.site.machine.num_gpus:
             return
         ranks = -(-self.recipe.trainer.ranks // self.site.nodes)
         parts = {"models_as_read": ranks * 4 * self.model.parameters, "driver": DRIVER_BYTES}
         if self.site.machine.takes_turns(self.recipe):
-            asleep = {"trainer_asleep": needed.weights + needed.reference + needed.optimiser, "driver": DRIVER_BYTES}
-            asleep["exported_weights"] = self._engine_weights
-            yield Holding("node, its trainer asleep", "main memory", asleep, self.site.host_bytes)
-            parts["engines_asleep"] = self.recipe.rollout.workers * self._engine_weights
+            engines = self.recipe.rollout.workers * self._engine_weights
+            syncing = {"trainer_asleep": needed.at_rest, "exported_weights": self._engine_weights, "unpacked_weights": engines}
+            yield Holding(
+                "node, in a sync", "main memory", {**syncing, "engines_asleep": engines, "driver": DRIVER_BYTES}, self.site.host_bytes
+            )
+            parts["engines_asleep"] = engines
         if self.recipe.trainer.offload_optimiser:
             shared_out = self.recipe.trainer.ranks if self.recipe.trainer.shard != "none" else 1
             parts["optimiser"] = ranks * 8 * self.trained // shared_out
@@ -224,7 +235,9 @@ class _Rank:
     def host_remedies(self) -> list[str]:
         ranks = self.recipe.trainer.ranks
         fewer = [f"trainer.ranks: {ranks // 2}"] if ranks > 1 else []
-        return [*fewer, "more nodes, with fewer ranks on each", "nodes with more memory", "a smaller model"][:3]
+        spread = ["more nodes, with fewer ranks on each"] if ranks > 1 else []
+        apart = ["a second GPU, without rollout.sleep"] if self.site.machine.takes_turns(self.recipe) else []
+        return [*fewer, *spread, *apart, "nodes with more memory", "a smaller model", "a node each for engines and trainer"][:3]
 
     def holding_after(self) -> Holding:
         needed = self.footprint()
@@ -241,7 +254,7 @@ class _Rank:
         if machine.num_gpus and not self.recipe.trainer.offload_optimiser:
             yield "trainer.offload_optimiser: true", self._laid_out(offload_optimiser=True)
         actors = self.recipe.rollout.workers + ranks
-        if machine.num_gpus == 1 and not self.recipe.rollout.sleep:
+        if machine.num_gpus == 1 and _could_sleep(self.recipe):
             rollout = self.recipe.rollout.model_copy(update={"sleep": True})
             yield "rollout.sleep: true", replace(self, recipe=self.recipe.model_copy(update={"rollout": rollout}))
         if 0 < machine.num_gpus < actors:

@@ -32,7 +32,10 @@ FOLDED_BYTES = 6  # of a weight while an adapter is folded into its matrix: the 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one rank holds before it sees a token, and those that each token of a pass adds."""
+    """Bytes that one rank holds before it sees a token, and those that each token of a pass adds.
+
+    ``at_rest``: what of them is there between updates, and the optimiser's state wherever that lies.
+    """
 
     weights: int
     reference: int
@@ -40,6 +43,7 @@ class Footprint:
     optimiser: int
     per_token: int
     num_parameters: int
+    at_rest: int = 0
 
     @property
     def fixed(self) -> int:
@@ -65,16 +69,19 @@ def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trai
     rounded = count.in_matrices if holds_rounded(config, optimiser, layout) else 0
     shared_out = layout.ranks if layout.shard != "none" else 1
     layers = config.get_text_config().num_hidden_layers
-    copied = 2 * (parameters - rounded - count.looked_up) if layout.precision == "bfloat16" else 0  # by autocast, or to gather a layer in
+    looked_up = count.looked_up if layout.shard == "none" else 0  # autocast copies what is multiplied
+    copied = 2 * (parameters - rounded - looked_up) if layout.precision == "bfloat16" else 0  # by autocast, or what a layer is gathered in
     gathered = copied if layout.shard != "parameters" else 2 * copied // layers
     moments = 0 if layout.offload_optimiser and device == "cuda" else 8 * trained
+    kept = (4 * parameters - 2 * rounded) // shared_out
     return Footprint(
-        weights=(4 * parameters - 2 * rounded) // shared_out + gathered + (FOLDED_BYTES * count.largest if optimiser.lora else 0),
+        weights=kept + gathered + (FOLDED_BYTES * count.largest if optimiser.lora else 0),
         reference=4 * parameters // shared_out if needs_reference and optimiser.lora is None else 0,
         gradients=4 * trained // shared_out,
         optimiser=moments // shared_out,
         per_token=activation_bytes(config, optimiser.gradient_checkpointing),
         num_parameters=parameters,
+        at_rest=kept + (4 * parameters if needs_reference and optimiser.lora is None else 0) // shared_out + 8 * trained // shared_out,
     )
 
 
@@ -106,7 +113,7 @@ def count_parameters(config: str, lora: str | None = None) -> Count:
         all=sum(size for size, _ in sizes),
         trained=sum(size for size, is_trained in sizes if is_trained),
         in_matrices=sum(layer.weight.numel() for layer in matrices),
-        largest=max(layer.weight.numel() for layer in matrices if layer is not empty.get_output_embeddings()),
+        largest=max((layer.weight.numel() for layer in matrices if layer is not empty.get_output_embeddings()), default=0),
         looked_up=looked_up,
     )
 

@@ -33,14 +33,10 @@ class Machine:
         """Engines and trainer on one GPU, of which only those that work hold more there than their processes take."""
         return recipe.rollout.sleep and recipe.trainer.ranks == 1 and self.num_gpus == 1
 
-    def free_for_an_engine(self, recipe: Recipe) -> int:
-        """Bytes, of a GPU."""
-        frac, share = recipe.rollout.gpu_memory_frac, self.gpu_share(recipe)
-        if self.takes_turns(recipe):
-            share = 1 / recipe.rollout.workers
-            most = share * (self.device_bytes - PROCESS_BYTES)
-            return int(min(most, (frac or 0.9 * share) * self.device_bytes))
-        return int((frac or 0.9 * share) * self.device_bytes)
+    def engine_frac(self, recipe: Recipe) -> float:
+        """Of a GPU for an engine."""
+        share = 1 / recipe.rollout.workers if self.takes_turns(recipe) else self.gpu_share(recipe) or 1.0
+        return recipe.rollout.gpu_memory_frac or 0.9 * share
 
     def free_for_a_rank(self, recipe: Recipe, engine_parameters: int) -> float:
         """Bytes. ``engine_parameters`` are those of the model that the engines hold meanwhile."""

@@ -27,7 +27,8 @@ IN_ANY_PLACE = ("save_state", "memory_bytes")  # need no GPU: they may be called
 
 
 # The next pass needs what the last one freed. By default glibc gives large blocks back at once, and the kernel clears every page again: a
-# quarter of an update of SmolLM2 on two cores. Huge pages make those faults that remain cheap. Other allocators ignore these variables.
+# quarter of an update of SmolLM2 on two cores. Huge pages make those faults that remain cheap. Other allocators ignore these variables. A trainer on
+# a GPU needs main memory only to read its model, and gives that back.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -210,7 +211,7 @@ def _options(spec: TrainerSpec, group: PlacementGroup | None, rank: int, gpu_sha
     options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpu_share, "max_restarts": 0, "enable_tensor_transport": transport != "host"}
     if group is not None:
         options |= {"num_cpus": 1, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
-    variables = KEEP_FREED_MEMORY | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    variables = ({} if gpu_share else KEEP_FREED_MEMORY) | {name: os.environ[name] for name in VARIABLES if name in os.environ}
     if spec.num_threads:
         variables |= {"OMP_NUM_THREADS": str(spec.num_threads), "TOKENIZERS_PARALLELISM": "false"}
     return {**options, "runtime_env": {"env_vars": variables}}

@@ -383,7 +383,8 @@ class RlLoop:
     def go_on(self, step: int, state: Mapping[str, Any]) -> None:
         """As after ``step`` steps: the engines hold the trainer's weights, proven, and what the self-test found stands."""
         self.num_updates, self.position, self.pool.mode = state["num_updates"], state["position"], state["sync"]
-        self.max_logprob_gap = float("inf") if state["max_logprob_gap"] is None else state["max_logprob_gap"]
+        bound = float("inf") if state["max_logprob_gap"] is None else state["max_logprob_gap"]
+        self.max_logprob_gap = max(bound, self.gap_bound(0.0))  # which may be of an earlier version, with a lower floor
         self.pool.sync(lambda: self.trainer.export(step, self.work.recipe.rollout.dtype), step)
 
     def prove_sync(self) -> None:
@@ -421,10 +422,13 @@ class RlLoop:
                 f"engine and trainer disagree before the first step: the mean |log-prob difference| is {gap:.4f} a token, and rounding makes at "
                 f"most {MAX_FIRST_GAP}; the engine computes something else with this model: try another dtype, or another version of it"
             )
-        self.max_logprob_gap = gap_bound(gap, self.work.recipe.rollout.dtype, self.work.recipe.trainer.precision)
+        self.max_logprob_gap = self.gap_bound(gap)
         self.work.progress.say(
             f"  engine against trainer: mean |log-prob difference| {gap:.4f} a token; the run stops above {self.max_logprob_gap:.4f}"
         )
+
+    def gap_bound(self, first: float) -> float:
+        return gap_bound(first, self.work.recipe.rollout.dtype, self.work.recipe.trainer.precision)
 
     def evaluate(self, meanwhile: Meanwhile) -> dict[str, float]:
         settings = self.work.recipe.evaluation

@@ -22,6 +22,7 @@ from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
 from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
+from grpo.policy.machine import Machine
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
 from grpo.run.folder import RunFolder
@@ -188,7 +189,7 @@ class Workplace:
                 gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
                 tensor_parallel=settings.gpus_per_worker,
                 sleeps=takes_turns,
-                gpu_memory_frac=settings.gpu_memory_frac or 0.9 * (1 / settings.workers if takes_turns else self.gpu_share or 1.0),
+                gpu_memory_frac=Machine(0, self.num_gpus).engine_frac(self.recipe),
             )
             workers = PoolSettings(
                 settings.workers,
@@ -211,25 +212,29 @@ class Workplace:
 
         Engines over several GPUs share theirs with nobody; EngineError where there are too few, or too many for weights to stay on one.
         """
-        num_gpus = ray.cluster_resources().get("GPU", 0)
+        num_gpus = self.num_gpus
         if self.recipe.rollout.transport == "cuda_ipc" and num_gpus != 1:
             raise EngineError(
-                f"rollout.transport: cuda_ipc needs engines and trainer on one GPU, and Ray has {num_gpus:.0f}; write host, or nixl"
+                f"rollout.transport: cuda_ipc needs engines and trainer on one GPU, and Ray has {num_gpus}; write host, or nixl"
             )
         if (each := self.recipe.rollout.gpus_per_worker) > 1:
             needed = each * self.recipe.rollout.workers + self.recipe.trainer.ranks
             if needed > num_gpus:
                 raise EngineError(
-                    f"rollout.workers x gpus_per_worker and trainer.ranks need {needed} GPUs, and there are {num_gpus:.0f}; lower one of them"
+                    f"rollout.workers x gpus_per_worker and trainer.ranks need {needed} GPUs, and there are {num_gpus}; lower one of them"
                 )
             return 1.0
-        actors = self.recipe.rollout.workers + self.recipe.trainer.ranks
-        return 1.0 / math.ceil(actors / num_gpus) if num_gpus else 0.0
+        return Machine(0, num_gpus).gpu_share(self.recipe)
+
+    @property
+    def num_gpus(self) -> int:
+        """Of the cluster."""
+        return int(ray.cluster_resources().get("GPU", 0))
 
     @property
     def takes_turns(self) -> bool:
         """Where there are several GPUs engines and trainer work at once. On a CPU all goes the same way, and nothing is moved."""
-        return self.recipe.rollout.sleep and self.recipe.trainer.ranks == 1 and ray.cluster_resources().get("GPU", 0) <= 1
+        return self.recipe.rollout.sleep and self.recipe.trainer.ranks == 1 and self.num_gpus <= 1
 
     @contextlib.contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
@@ -238,6 +243,8 @@ class Workplace:
         trainer = self._turns.trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport, turn)
         try:
             yield trainer
+            if self.takes_turns:
+                trainer.sleep()  # a process that is told to end may hold its GPU for a while yet
         finally:
             self._turns.trainer = None
             trainer.close()

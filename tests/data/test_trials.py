@@ -72,3 +72,45 @@ def test_a_run_whose_later_stage_cannot_be_judged_begins_nothing(tmp_path: Path,
         run_recipe(str(path), out=tmp_path / "run")
     assert str(refused.value).count("its own gold answer 'None' scores None") == 8
     assert not (tmp_path / "run").exists()
+
+
+def stage_with(path: Path, rewards: str, **more: str) -> Path:
+    """The recipe with another second stage, and no later ones."""
+    text = path.read_text()
+    settings = "".join(f", {key}: {value}" for key, value in more.items())
+    second = f"  - {{name: second, kind: reject, from: first, prompts: rows, rewards: [{rewards}]{settings}}}\n"
+    path.write_text(text[: text.index("  - {name: second")] + second)
+    return path
+
+
+def test_rows_that_a_stage_never_draws_do_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
+    answers = [str(2 * n) if n < 16 else None for n in range(64)]
+    assert tried(stage_with(recipe(tmp_path, answers), "{use: math}", rows="16")) == trials.Trial()
+    some_left_out_by_length = tried(stage_with(recipe(tmp_path, answers), "{use: math}"))
+    assert some_left_out_by_length.problems == []  # perhaps the good ones are left: the stage's own trial will know
+    assert tried(stage_with(recipe(tmp_path, answers), "{use: exact}")).problems == []
+    assert len(tried(stage_with(recipe(tmp_path, [None] * 64), "{use: math}")).problems) == 8
+
+
+def test_what_a_stage_pays_for_beside_right_answers_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def by_source(completion, data_source):\n    return float(data_source == 'rows')\n"
+        "def asks_a_service(completion):\n    raise ConnectionError('it is not up yet')\n"
+    )
+    path = stage_with(recipe(tmp_path, ["2"] * 20), "{use: math}, {use: './mine.py:by_source'}, {use: './mine.py:asks_a_service'}")
+    assert tried(path) == trials.Trial()
+
+
+def test_an_accuracy_reward_knows_the_source_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from rewards import reward\n\n@reward(required=True, gold='answer')\n"
+        "def right(completion: str, answer: str, data_source: str) -> float:\n    return float(data_source == 'rows' and answer in completion)\n"
+    )
+    answers = [str(100 + n) for n in range(20)]
+    assert tried(stage_with(recipe(tmp_path, answers), "{use: './mine.py:right'}")) == trials.Trial()
+
+
+def test_only_the_stages_that_are_still_to_be_made_are_asked(tmp_path: Path) -> None:
+    loaded = load_recipe(str(recipe(tmp_path, [None] * 20)), [])
+    assert try_before_the_run(loaded.recipe, loaded.base, loaded.recipe.stages[3:]) == trials.Trial()
+    assert len(try_before_the_run(loaded.recipe, loaded.base, loaded.recipe.stages[2:]).problems) == 8

@@ -115,6 +115,14 @@ def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(lo
         assert [row["prompt_id"] for row in resumed.step(1)[1]] == [row["prompt_id"] for row in written if row["step"] == 2]
 
 
+def test_a_resumed_run_has_at_least_the_bound_that_a_new_one_has(loop: Any) -> None:
+    resumed = loop(prompts="lively")
+    kept = {"num_updates": 0, "position": 0, "sync": "in_place"}
+    for of_the_checkpoint, now in ((0.0315, 0.05), (0.12, 0.12), (None, float("inf"))):
+        resumed.go_on(1, {**kept, "max_logprob_gap": of_the_checkpoint})
+        assert resumed.max_logprob_gap == now
+
+
 def test_data_that_are_all_too_easy_go_on_with_a_warning_said_once(loop: Any) -> None:
     dull = loop(prompts="dull", dynamic_sampling={"max_rounds": 1})
     with dull.drawing():

@@ -10,17 +10,19 @@ import pytest
 import ray
 
 from grpo.algorithm import GRPO
-from grpo.config import Optimiser
+from grpo.config import Optimiser, Recipe
 from grpo.errors import TrainingError
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 from grpo.stages.turns import Turns
+from grpo.stages.workplace import Workplace
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
 from rollout.types import Prompt, Sampling
 from rollout.worker import RolloutWorker
 from tests.policy.test_ranks import batch_with
+from tests.stages.conftest import Heard
 
 PROMPTS = [Prompt("p", (5, 6, 7))]
 Shared = tuple[RolloutPool, RemoteTrainer, list[str]]
@@ -102,6 +104,16 @@ def test_one_that_dies_when_it_is_to_sleep_is_replaced_by_one_that_sleeps(shared
     assert pool.num_lost == 1 and pool.is_asleep
     with pytest.raises(ray.exceptions.RayTaskError, match="the engine is asleep"):
         ray.get(pool.slots[0].actor.submit.remote([]))
+
+
+def test_a_trainer_whose_stage_is_over_has_left_the_gpu_before_its_process_ends(local_ray: None, tiny_qwen2: Path, tmp_path: Path) -> None:
+    """A process that is told to end may hold its memory for a while, and the engine that wakes next finds none."""
+    stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": "math"}], "steps": 1}
+    recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": {"sleep": True}, "stages": [stage]})
+    work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
+    with work.trainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)) as trainer:
+        assert trainer.policy_update(batch_with(2))["train/grad_norm"] > 0 and not trainer.is_asleep
+    assert trainer.is_asleep
 
 
 def test_nothing_works_while_it_is_asleep(tiny_qwen2: Path) -> None:
