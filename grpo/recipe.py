@@ -244,10 +244,12 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
 
     steps = Steps.remote()  # type: ignore[attr-defined]
     making = make.remote(steps)
+    shown = 0
     while not ray.wait([making], timeout=2.0)[0]:
         done, total, loss = ray.get(steps.read.remote())
-        if done:
+        if done > shown:
             work.progress.step(done, total, {"loss/total": loss})
+            shown = done
     return ray.get(making)
 
 

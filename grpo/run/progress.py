@@ -107,6 +107,8 @@ class Progress:
         if self._first_done is None:
             self._first_done, self._first_end = done, now
             return ""
+        if done == self._first_done:  # told again, as of a model that is being made
+            return ""
         pace = (now - self._first_end) / (done - self._first_done)
         return f", {_duration(pace * (total - done))} left"
 

@@ -99,3 +99,13 @@ def test_a_sparkline_is_means_between_the_least_and_the_largest() -> None:
     assert sparkline([2.0, 2.0], 24) == "▁▁"
     assert sparkline([0.0, math.nan, 7.0], 24) == "▁ █"
     assert sparkline([math.nan], 24) == " "
+
+
+def test_a_step_that_is_told_twice_is_no_pace(clock: Clock) -> None:
+    """A model that is being made is asked for its step every two seconds, and a step may take longer."""
+    with Progress(1, console=terminal(80)) as progress:
+        progress.task("making the model")
+        for step in (1, 1, 2):
+            clock.now += 10
+            progress.step(step, 20, {"loss/total": 1.0})
+        assert lines_of(progress, 80)[0].endswith("step 2/20, 6 min left")  # 18 of the 20 s from the first to the second
