@@ -124,6 +124,7 @@ def test_where_in_place_reload_is_wrong_the_self_test_finds_it_and_the_engine_is
     assert gaps[1] < 3 * gaps[0]
 
 
+@pytest.mark.slow
 def test_a_run_by_turns_is_the_run_without(finished: Path, grpo: Grpo, small_rl: Path, tmp_path: Path) -> None:
     """On a CPU nothing is moved, and whoever works out of turn is refused all the same."""
     result = grpo("run", small_rl, "rollout.sleep=true", "--out", tmp_path / "turns")
