@@ -121,10 +121,9 @@ def problems_of(
     return [f"row {row}: {what}; row: {_shown(rows[row])}" for row, what in lines]
 
 
-def lines_by_row(lines: Sequence[str]) -> dict[int, list[str]]:
-    """What ``problems_of`` returned, by the row that it is about."""
-    about = sorted((int(found[1]), line) for line in lines if (found := re.match(r"row (\d+): ", line)))
-    return {row: [line for _, line in of_row] for row, of_row in groupby(about, key=lambda each: each[0])}
+def rows_named(lines: Sequence[str]) -> set[str]:
+    """The rows that what ``problems_of`` returned is about."""
+    return {found[1] for line in lines if (found := re.match(r"row (\d+): ", line))}
 
 
 def _of_wrong_form(tried: Sequence[Sequence[Trial]], check_gold: Callable[[str], str | None]) -> Iterator[tuple[int, str]]:

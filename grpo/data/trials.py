@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.config import SOURCE_COLUMN, Recipe, RewardUse, StageBase, source_names
+from grpo.config import SOURCE_COLUMN, DataSource, Recipe, RewardUse, StageBase, source_names
 from grpo.data.preview import is_looked_at
 from grpo.data.sources import Sources
 from grpo.errors import DataError
 from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, refused_golds, right_completions
-from rewards.canary import CANARY_ROWS, lines_by_row
+from rewards.canary import CANARY_ROWS, rows_named
 from rewards.load import build_reward
 
 GENERATED_ROWS = 64
@@ -70,18 +70,19 @@ def try_before_the_run(recipe: Recipe, base: Path, stages: Sequence[StageBase] |
         return Trial()
     sources = Sources({name: _few(source) for name, source in recipe.data.items()}, base, recipe.tags)
     found = Trial()
-    tried: list[tuple[Any, Any]] = []
+    tried: list[Any] = []
     for stage in recipe.stages if stages is None else stages:
         names = [name for name in source_names(getattr(stage, "prompts", None)) if name in recipe.data and is_looked_at(recipe, name, base)]
-        uses = _by_gold(getattr(stage, "rewards", []), recipe, base)
-        if not names or not uses or (asked := (names, [(use.use, use.settings) for use in uses])) in tried:
+        uses = _by_gold(getattr(stage, "rewards", []), recipe, base) if names else []
+        limit = getattr(stage, "rows", None)
+        asked = (names, limit, [(use.use, use.settings) for use in uses])
+        if not uses or asked in tried:
             continue
         tried.append(asked)
-        limit = getattr(stage, "rows", None)
         rows = [(f"{name}/{index}", {SOURCE_COLUMN: name, **row}) for name in names for index, row in enumerate(sources.load(name).rows[:limit])]
         with reward_runtime(uses, recipe, base) as rewards:
             of_stage = try_rewards(rewards, rows, recipe)
-        if len(lines_by_row(of_stage.problems)) == min(CANARY_ROWS, len(rows)):
+        if len(rows_named(of_stage.problems)) == min(CANARY_ROWS, len(rows)):
             found.problems.extend(line for line in of_stage.problems if line not in found.problems)
         found.refused.extend(line for line in of_stage.refused if line not in found.refused)
     return found
@@ -159,9 +160,7 @@ def _right_completions(fn: RewardFn, recipe: Recipe) -> list[Callable[[str], str
     return [written, *others] if wanted is None else [lambda answer: bare(wanted(answer))]
 
 
-def _few(source: Any) -> Any:
-    return (
-        source.model_copy(update={"rows": min(GENERATED_ROWS, source.rows or GENERATED_ROWS), "disjoint_from": []})
-        if source.reasoning_gym
-        else source
-    )
+def _few(source: DataSource) -> DataSource:
+    if not source.reasoning_gym:
+        return source
+    return source.model_copy(update={"rows": min(GENERATED_ROWS, source.rows or GENERATED_ROWS), "disjoint_from": []})

@@ -13,7 +13,7 @@ import ray
 from grpo.algorithm import GRPO
 from grpo.config import Optimiser
 from grpo.errors import TrainingError
-from grpo.policy.remote import RemoteTrainer
+from grpo.policy.remote import KEEP_FREED_MEMORY, RemoteTrainer, _options
 from grpo.policy.trainer import TrainerSpec
 
 
@@ -51,6 +51,13 @@ def test_a_trainer_that_ray_ended_for_memory_is_told_like_one_that_the_kernel_en
     monkeypatch.setattr("grpo.policy.remote.ray.get", get)
     with pytest.raises(TrainingError, match="most likely of too little memory.*the run resumes; Ray says: 1 worker.* low on memory.$"):
         trainer.memory_bytes()
+
+
+def test_only_a_trainer_on_a_cpu_keeps_the_memory_that_it_has_freed(tiny_qwen2: Path) -> None:
+    """On a GPU it reads its model into main memory and has no more use for it, where a sleeping engine's weights may be waiting."""
+    spec = TrainerSpec(tiny_qwen2, Optimiser(), 1, GRPO)
+    on_cpu, on_gpu = (_options(spec, None, 0, share, "host")["runtime_env"]["env_vars"] for share in (0.0, 0.5))
+    assert on_cpu.keys() >= KEEP_FREED_MEMORY.keys() and not on_gpu.keys() & KEEP_FREED_MEMORY.keys()
 
 
 @pytest.mark.skipif(find_spec("nixl") is not None, reason="nixl is here, so it works")

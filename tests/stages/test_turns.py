@@ -16,6 +16,7 @@ from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 from grpo.stages.turns import Turns
 from grpo.stages.workplace import Workplace
+from grpo.types import Checkpoint
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
@@ -114,6 +115,25 @@ def test_a_trainer_whose_stage_is_over_has_left_the_gpu_before_its_process_ends(
     with work.trainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)) as trainer:
         assert trainer.policy_update(batch_with(2))["train/grad_norm"] > 0 and not trainer.is_asleep
     assert trainer.is_asleep
+
+
+@pytest.mark.parametrize("sleep", [True, False])
+def test_a_recipe_that_says_sleep_makes_engines_and_trainer_take_turns(
+    local_ray: None, tiny_qwen2: Path, tmp_path: Path, sleep: bool
+) -> None:
+    stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": "math"}], "steps": 1, "max_prompt_tokens": 32}
+    rollout = {"engine": "hf", "dtype": "float32", "sleep": sleep}
+    recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": rollout, "stages": [stage]})
+    work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
+    spec = TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)
+    pool = work.pool(Checkpoint(tiny_qwen2))
+    with work.trainer(spec) as trainer:
+        assert (pool.is_asleep, trainer.is_asleep) == (sleep, False)  # it is made awake
+        draw(pool)
+        assert (pool.is_asleep, trainer.is_asleep) == (False, sleep)
+        trainer.policy_update(batch_with(2))
+        assert (pool.is_asleep, trainer.is_asleep) == (sleep, False)
+    pool.close()
 
 
 def test_nothing_works_while_it_is_asleep(tiny_qwen2: Path) -> None:
