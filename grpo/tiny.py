@@ -160,7 +160,8 @@ def _build(
     optimiser = Optimiser(
         learning_rate=made.pretrain_learning_rate, warmup_updates=30, lr_schedule="cosine", weight_decay=0.1, tokens_per_device=8192
     )
-    trainer = PolicyTrainer(TrainerSpec(folder, optimiser, made.pretrain_updates))
+    # The curve ends at 0 on the last update, which a stage's no longer does: so the models that published numbers start from stay the same.
+    trainer = PolicyTrainer(TrainerSpec(folder, optimiser, made.pretrain_updates - 1))
     web_begins = round(made.pretrain_updates * (1 - WEB_FRAC))
     for update in range(made.pretrain_updates):
         pairs = list(islice(textbook if update < web_begins else web, DOCUMENTS_PER_UPDATE))

@@ -32,6 +32,7 @@ def group_zscore(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     Arguments and result have shape [P, G].
     """
     centred_PG = group_centre(rewards_PG, counts_PG)
+    centred_PG = centred_PG / _power_of_two(centred_PG.abs().amax(dim=1, keepdim=True))
     num_P1 = counts_PG.sum(dim=1, keepdim=True)
     variance_P1 = centred_PG.square().sum(dim=1, keepdim=True) / (num_P1 - 1).clamp(min=1)
     return (centred_PG / variance_P1.sqrt()).where(centred_PG != 0, 0.0)
@@ -54,17 +55,41 @@ def batch_normalised(advantages_PG: Tensor, counts_PG: Tensor) -> Tensor:
     its exact zeros. The divisor is n - 1. Arguments and result have shape [P, G]; a batch without any advantage is left as it is.
     """
     advantages_PG = advantages_PG.where(counts_PG, 0.0)
+    advantages_PG = advantages_PG / _power_of_two(advantages_PG.abs().amax())
     variance = advantages_PG.square().sum() / (counts_PG.sum() - 1).clamp(min=1)
     return advantages_PG / variance.sqrt().where(variance > 0, 1.0)
 
 
-def _all_equal(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
+def without_rounding(rewards_PG: Tensor, counts_PG: Tensor, terms_PG: Tensor | None = None) -> Tensor:
+    """The rewards, where a group's differ by rounding only made one number: for advantages that don't test equality themselves.
+
+    ``terms_PG`` is the size of what each reward is the sum of: 1e8 (0.1 + 0.2 - 0.3) is 6e-9, and rounding of terms of 1e8.
+    """
+    equal_P1 = _all_equal(rewards_PG, counts_PG, terms_PG)
+    return rewards_PG.where(~(equal_P1 & counts_PG), rewards_PG.where(counts_PG, float("-inf")).amax(dim=1, keepdim=True))
+
+
+def without_cancelled(advantages_PG: Tensor, terms_PG: Tensor) -> Tensor:
+    """The advantages, 0 in groups where those of single rewards cancel: what is left there is rounding of ``terms_PG``, their sizes."""
+    left_P1, terms_P1 = (each_PG.abs().amax(dim=1, keepdim=True) for each_PG in (advantages_PG, terms_PG))
+    return advantages_PG.where(left_P1 > EQUAL_WITHIN * terms_P1, 0.0)
+
+
+def _all_equal(rewards_PG: Tensor, counts_PG: Tensor, terms_PG: Tensor | None = None) -> Tensor:
     """[P, 1]: True for groups in which every counted reward is the same (groups of none or one included).
 
-    Sums of parts that are equal on paper may differ in their last bits (0.1 + 0.2 and 0.3), and dividing by such a spread would make a signal
-    of rounding: rewards within 1e-9 of the largest are equal.
+    Sums of parts that are equal on paper may differ in their last bits: 0.1 + 0.2 and 0.3, or 0.1 + 0.2 - 0.3 and 0. Dividing by such a
+    spread would make a signal of rounding, so rewards within 1e-9 of each other are equal, and within 1e-9 of the largest of them, or of
+    ``terms_PG`` where that is given.
     """
     highest_P1 = rewards_PG.where(counts_PG, float("-inf")).amax(dim=1, keepdim=True)
     lowest_P1 = rewards_PG.where(counts_PG, float("inf")).amin(dim=1, keepdim=True)
-    largest_P1 = rewards_PG.abs().where(counts_PG, 0.0).amax(dim=1, keepdim=True)
-    return highest_P1 - lowest_P1 <= EQUAL_WITHIN * largest_P1
+    sizes_PG = rewards_PG.abs() if terms_PG is None else terms_PG
+    largest_P1 = sizes_PG.where(counts_PG, 0.0).amax(dim=1, keepdim=True)
+    return highest_P1 - lowest_P1 <= EQUAL_WITHIN * largest_P1.clamp(min=1.0)
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """The power of two at or below ``largest``, 1 for 0: dividing by it changes no bit of a z-score, and squares neither over- nor underflow."""
+    mantissa, _ = largest.frexp()
+    return (largest / (2 * mantissa)).where(largest > 0, 1.0)

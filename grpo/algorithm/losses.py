@@ -6,12 +6,17 @@ micro-batches, packed rows and ranks simply add up, and the same gradient comes 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
+
+from grpo.algorithm.ratios import bounded_exp
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Aggregate = Literal["sequence_mean", "token_mean", "constant"]
+Surrogate = Callable[["Tensor", "Tensor", float, float], "Tensor"]
 
 
 def token_weights(loss_mask_BT: Tensor, how: Aggregate, *, max_tokens: int) -> Tensor:
@@ -41,7 +46,7 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, cl
     PPO (arXiv:1707.06347, eq. 7) with GRPO's advantages; clip_high above clip_low is DAPO's clip-higher (arXiv:2503.14476, eq. 10).
     Elementwise; the advantage of a sample is repeated over its tokens.
     """
-    ratio = log_ratio.exp()
+    ratio = bounded_exp(log_ratio)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -(ratio * advantages).minimum(clipped * advantages)
 
@@ -60,11 +65,24 @@ def clipped_weight_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: fl
 
     CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4), which has log pi in place of log r: the same gradient. Elementwise.
     """
-    weight = log_ratio.detach().exp().clamp(1 - clip_low, 1 + clip_high)
+    weight = bounded_exp(log_ratio.detach()).clamp(1 - clip_low, 1 + clip_high)
     return -weight * advantages * log_ratio
 
 
-def is_clipped(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """True where the ratio has left the trust region in the direction that its advantage pushes."""
-    ratio = log_ratio.exp()
-    return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))
+def is_clipped(surrogate: Surrogate, log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """True where a bound acts on the token's gradient: takes it away (PPO's clip, the dual clip), or cuts its weight (CISPO).
+
+    Asked of the surrogate's own slope, with its bounds and without them, so that no surrogate needs a second formula. Elementwise.
+    """
+    bounded, unbounded = (
+        _slope(surrogate, log_ratio, advantages, clip_low, clip_high),
+        _slope(surrogate, log_ratio, advantages, 1.0, math.inf),
+    )
+    return (bounded != unbounded) | ((bounded == 0) & (advantages != 0))
+
+
+def _slope(surrogate: Surrogate, log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    at = log_ratio.detach().clone().requires_grad_()
+    surrogate(at, advantages, clip_low, clip_high).sum().backward()
+    assert at.grad is not None
+    return at.grad

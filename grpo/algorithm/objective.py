@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from grpo.algorithm.ratios import importance, log_ratio
+from grpo.algorithm.losses import is_clipped
+from grpo.algorithm.ratios import bounded_exp, importance, log_ratio
 from grpo.algorithm.table import Algorithm
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """loss [M] with gradient; log_ratio, importance (before truncation) and kl (None without a reference) [M] to look at."""
+    """loss [M] with gradient; clipped, importance (before truncation) and kl (None without a reference) [M] to look at."""
 
     loss: Tensor
-    log_ratio: Tensor
+    clipped: Tensor
     importance: Tensor
     kl: Tensor | None
 
@@ -53,6 +54,7 @@ def token_losses(algorithm: Algorithm, tokens: Tokens) -> TokenLosses:
     if tokens.reference_logprobs is not None:
         kl = algorithm.kl(tokens.logprobs, tokens.reference_logprobs)
         if algorithm.kl_unbiased:
-            kl = (tokens.logprobs - tokens.old_logprobs).exp() * kl
+            kl = bounded_exp(tokens.logprobs - tokens.old_logprobs) * kl
         loss = loss + algorithm.kl_coef * kl
-    return TokenLosses(loss, log_r.detach(), raw, None if kl is None else kl.detach())
+    clipped = is_clipped(algorithm.surrogate, log_r, tokens.advantages, algorithm.clip_low, algorithm.clip_high)
+    return TokenLosses(loss, clipped, raw, None if kl is None else kl.detach())

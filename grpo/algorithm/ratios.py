@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Level = Literal["token", "sequence"]
+MAX_LOG_RATIO = 20.0
+"""Where a ratio is bounded, as in verl. In float32 exp(89) is infinite, and 0 times that, of a zero advantage or behind a clip, is NaN."""
 
 
 def log_ratio(logprobs_M: Tensor, old_logprobs_M: Tensor, sequence_M: Tensor, level: Level) -> Tensor:
@@ -23,6 +25,11 @@ def log_ratio(logprobs_M: Tensor, old_logprobs_M: Tensor, sequence_M: Tensor, le
     return (_sums(sequence_M, by_token_M) / lengths_S.clamp(min=1))[sequence_M]
 
 
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp(log_ratio), at most exp(20) = 4.9e8, from where on it has no gradient. Elementwise."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+
+
 def importance(old_logprobs_M: Tensor, sampled_logprobs_M: Tensor, sequence_M: Tensor, level: Level) -> Tensor:
     """pi_old / pi_engine of each token, or of its whole sample, before any truncation. 1 where the engine's log-probability is not known.
 
@@ -33,7 +40,7 @@ def importance(old_logprobs_M: Tensor, sampled_logprobs_M: Tensor, sequence_M: T
     difference_M = (old_logprobs_M - sampled_logprobs_M).nan_to_num(0.0)
     if level == "sequence":
         difference_M = _sums(sequence_M, difference_M)[sequence_M]
-    return difference_M.exp()
+    return bounded_exp(difference_M)
 
 
 def _sums(sequence_M: Tensor, values_M: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm import Algorithm
-from grpo.algorithm.losses import is_clipped
 from grpo.algorithm.objective import Tokens, token_losses
 from grpo.config import Optimiser, Trainer
 from grpo.errors import TrainingError
@@ -169,7 +168,7 @@ class PolicyTrainer:
             sums["loss"] += loss.item()
             sums["entropy"] += entropy_M.nan_to_num().sum().item()
             sums["kl"] += found.kl.sum().item() if found.kl is not None else 0.0
-            sums["clipped"] += is_clipped(found.log_ratio, tokens.advantages, algorithm.clip_low, algorithm.clip_high).sum().item()
+            sums["clipped"] += found.clipped.sum().item()
             sums["importance"] += found.importance.sum().item()
             sums["capped"] += (found.importance > algorithm.importance_cap).sum().item()
             sums["nonfinite"] += (~known_M).sum().item()

@@ -25,7 +25,7 @@ class Refilled:
     replaced   the groups that were drawn and are not among them
     position   of the first prompt that is not consumed yet
     rounds     how many more times was drawn
-    unfilled   how many of ``groups`` still have equal rewards
+    unfilled   how many of ``groups`` still have equal rewards, the last ones
     """
 
     groups: list[Group]
@@ -46,8 +46,9 @@ class Refilled:
         """What to say where groups with equal rewards are left."""
         if not self.unfilled:
             return None
-        stuck = [reward for group in (*self.groups, *self.replaced) if is_equal(group) and (reward := mean_reward(group)) is not None]
-        told = [reward for group in self.groups if not is_equal(group) and (reward := mean_reward(group)) is not None]
+        filled = len(self.groups) - self.unfilled
+        stuck = [reward for group in (*self.groups[filled:], *self.replaced) if (reward := mean_reward(group)) is not None]
+        told = [reward for group in self.groups[:filled] if (reward := mean_reward(group)) is not None]
         at = f"; groups of equal rewards are at {np.mean(stuck):.2f} on average" if stuck else "; nobody could judge them"
         others = f", the others at {np.mean(told):.2f}" if told and stuck else ""
         return (
@@ -61,19 +62,27 @@ def refill(
     groups: Sequence[Group],
     prompts_at: Callable[[int, int], Sequence[Prompt]],
     draw: Callable[[Sequence[Prompt]], Sequence[Group]],
+    is_equal: Callable[[Group], bool],
     position: int,
     max_rounds: int,
 ) -> Refilled:
-    """Replace groups whose rewards are all equal.
+    """Replace zero-variance groups, whose rewards give no sample an advantage.
 
     groups       [P] those first drawn, whose prompts end before ``position``
     prompts_at   of a position and a count: the prompts from there on
     draw         samples and scores a group of each prompt
+    is_equal     is a group one of those? Asked once of each (grpo.stages.scoring.has_signal says no)
     Drawing ends early where the next prompt was drawn in this step already: the same prompt in the same step has the same samples.
     """
     wanted = len(groups)
-    mixed = [group for group in groups if not is_equal(group)]
-    equal = [group for group in groups if is_equal(group)]
+    mixed: list[Group] = []
+    equal: list[Group] = []
+
+    def sort(found: Iterable[Group]) -> None:
+        for group in found:
+            (equal if is_equal(group) else mixed).append(group)
+
+    sort(groups)
     drawn = {group.prompt.id for group in groups}
     rounds = 0
     while len(mixed) < wanted and rounds < max_rounds:
@@ -82,8 +91,7 @@ def refill(
             break
         position += len(prompts)
         rounds += 1
-        for group in draw(prompts):
-            (equal if is_equal(group) else mixed).append(group)
+        sort(draw(prompts))
     unfilled = wanted - len(mixed)
     return Refilled([*mixed, *equal[:unfilled]], equal[unfilled:], position, rounds, unfilled)
 
@@ -97,11 +105,6 @@ def _until_seen(prompts: Iterable[Prompt], drawn: set[str]) -> list[Prompt]:
         drawn.add(prompt.id)
         unseen.append(prompt)
     return unseen
-
-
-def is_equal(group: Group) -> bool:
-    """Do its judged samples all have one reward (or are there fewer than two), so that every advantage is 0?"""
-    return len({sample.reward for sample in group.samples if sample.reward is not None}) < 2
 
 
 def mean_reward(group: Group) -> float | None:

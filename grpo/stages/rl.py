@@ -24,8 +24,8 @@ from grpo.stages import eval as evaluation
 from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
 from grpo.stages.dynamic import Refilled, refill
 from grpo.stages.keeping import Keeper
-from grpo.stages.scoring import group_advantages, is_judged, score_groups, weights_at
-from grpo.stages.step_metrics import Clock, group_metrics, mean_of, metrics_by_source, reward_failures, reward_latency, sample_rows
+from grpo.stages.scoring import group_advantages, has_signal, is_judged, score_groups, weights_at
+from grpo.stages.step_metrics import Clock, group_metrics, metrics_by_source, over_updates, reward_failures, reward_latency, sample_rows
 from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
@@ -212,7 +212,7 @@ class RlLoop:
             **group_metrics(groups, advantages_PG, self.tags),
             **metrics_by_source(groups),
             **(refilled.metrics() if stage.dynamic_sampling else {}),
-            **mean_of(updates),
+            **over_updates(updates),
             **reward_failures(self.rewards),
             **reward_latency(self.rewards),
             **{f"reward/{use.part}_weight": self.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
@@ -265,7 +265,8 @@ class RlLoop:
             with clock("reward"):
                 return score_groups(self.rewards, prompts, completions, self.weights)
 
-        refilled = refill(groups, self.prompts_at, draw, self.position, self.stage.dynamic_sampling.max_rounds)
+        is_equal = lambda group: not has_signal(self.algorithm, group, self.weights)  # noqa: E731
+        refilled = refill(groups, self.prompts_at, draw, is_equal, self.position, self.stage.dynamic_sampling.max_rounds)
         self.position = refilled.position
         if (warning := refilled.warning()) and not self.warned_of_equal_groups:
             self.work.progress.say(f"  step {step + 1}: {warning} (rollout/groups_unfilled counts them; said once)")
@@ -320,14 +321,13 @@ class RlLoop:
             self.num_updates += 1
 
     def advantages(self, groups: Sequence[Group]) -> np.ndarray:
-        """[P, G]. A divergence that belongs to the reward is summed over each sample and taken from it first."""
-        penalty_PG = None
+        """[P, G]. A divergence that belongs to the reward is summed over each sample."""
+        divergence_PG = None
         if self.algorithm.kl_coef > 0 and self.algorithm.kl_in == "reward":
             batch = batch_of_groups(groups, np.zeros((len(groups), len(groups[0].samples))).tolist())
-            divergence_B = self.trainer.sequence_divergence(batch)
-            penalty_PG = np.zeros((len(groups), len(groups[0].samples)))
-            penalty_PG[is_judged(groups)] = self.algorithm.kl_coef * divergence_B
-        return group_advantages(self.algorithm, groups, self.weights, penalty_PG)
+            divergence_PG = np.zeros((len(groups), len(groups[0].samples)))
+            divergence_PG[is_judged(groups)] = self.trainer.sequence_divergence(batch)
+        return group_advantages(self.algorithm, groups, self.weights, divergence_PG)
 
     def masked(self, batch: Batch, groups: Sequence[Group]) -> Batch:
         """Without the tokens that the algorithm leaves out: of truncated completions, of groups without advantage."""

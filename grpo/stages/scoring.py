@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from grpo.algorithm import Algorithm
-from grpo.algorithm.advantages import batch_normalised
+from grpo.algorithm.advantages import batch_normalised, without_cancelled, without_rounding
 from grpo.config import RewardUse
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, ScoreInput
@@ -61,35 +62,54 @@ def weights_at(uses: Sequence[RewardUse], update: int) -> dict[str, float]:
 
 
 def group_advantages(
-    algorithm: Algorithm, groups: Sequence[Group], weights: Mapping[str, float], penalty_PG: np.ndarray | None = None
+    algorithm: Algorithm, groups: Sequence[Group], weights: Mapping[str, float], divergence_PG: np.ndarray | None = None
 ) -> np.ndarray:
     """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold.
 
-    ``weights`` are the rewards' by name; ``penalty_PG`` is taken from the sum of a sample's rewards.
+    ``weights`` are the rewards' by name. kl_coef times ``divergence_PG`` is taken from the sum of a sample's rewards; where the algorithm
+    normalises each reward by itself, minus the divergence is one reward more, with the weight kl_coef.
     """
     judged_PG = torch.from_numpy(is_judged(groups))
 
-    def advantage(values: Sequence[Sequence[float | None]]) -> torch.Tensor:
-        values_PG = torch.tensor([[float("nan") if v is None else v for v in row] for row in values], dtype=torch.float64)
-        return algorithm.advantage(values_PG.nan_to_num(0.0), judged_PG & ~values_PG.isnan())
+    def advantage(values_PG: torch.Tensor, terms_PG: torch.Tensor | None = None) -> torch.Tensor:
+        counts_PG = judged_PG & ~values_PG.isnan()
+        return algorithm.advantage(without_rounding(values_PG.nan_to_num(0.0), counts_PG, terms_PG), counts_PG)
 
+    weighted = [(weight, _table(groups, partial(_part, name))) for name, weight in weights.items()]
+    if divergence_PG is not None:
+        weighted.append((algorithm.kl_coef, -torch.from_numpy(divergence_PG)))
     if algorithm.per_reward:
-        advantages_PG = sum(
-            (weight * advantage([[s.parts[name] for s in group.samples] for group in groups]) for name, weight in weights.items()),
-            torch.zeros(judged_PG.shape, dtype=torch.float64),
-        )
-        if penalty_PG is not None:
-            advantages_PG = advantages_PG + advantage((-penalty_PG).tolist())
+        summands = [weight * advantage(values_PG) for weight, values_PG in weighted]
+        advantages_PG = without_cancelled(sum(summands, torch.zeros(judged_PG.shape, dtype=torch.float64)), _size(summands, judged_PG))
     else:
-        penalty = np.zeros(judged_PG.shape) if penalty_PG is None else penalty_PG
-        rewards = [
-            [None if s.reward is None else s.reward - taken for s, taken in zip(group.samples, row, strict=True)]
-            for group, row in zip(groups, penalty.tolist(), strict=True)
-        ]
-        advantages_PG = advantage(rewards)
+        rewards_PG = _table(groups, lambda sample: sample.reward)
+        terms_PG = _size([rewards_PG, *(weight * values_PG for weight, values_PG in weighted)], judged_PG)
+        if divergence_PG is not None:
+            rewards_PG = rewards_PG - algorithm.kl_coef * torch.from_numpy(divergence_PG)
+        advantages_PG = advantage(rewards_PG, terms_PG)
     if algorithm.batch_normalise:
         advantages_PG = batch_normalised(advantages_PG, judged_PG)
     return advantages_PG.numpy()
+
+
+def has_signal(algorithm: Algorithm, group: Group, weights: Mapping[str, float]) -> bool:
+    """Do the group's rewards give any of its samples an advantage? A divergence, in the loss or in the reward, is no reason to keep a group."""
+    return bool(group_advantages(algorithm, [group], weights).any())
+
+
+def _part(name: str, sample: Sample) -> float | None:
+    return sample.parts.get(name)
+
+
+def _table(groups: Sequence[Group], value_of: Callable[[Sample], float | None]) -> torch.Tensor:
+    """[P, G] float64, NaN for None."""
+    rows = [[float("nan") if (value := value_of(sample)) is None else value for sample in group.samples] for group in groups]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _size(terms: Sequence[torch.Tensor], judged_PG: torch.Tensor) -> torch.Tensor:
+    """[P, G]: the sum of the terms' absolute values; a term that is not known counts for nothing."""
+    return sum((term.nan_to_num(0.0).abs() for term in terms), torch.zeros(judged_PG.shape, dtype=torch.float64))
 
 
 def is_judged(groups: Sequence[Group]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from rewards.words import words
 from rollout.faults import fault_point
 from rollout.types import Completion
 
+MAXIMA = frozenset({"rollout/importance_max"})
+COUNTS = frozenset({"train/empty_updates", "train/skipped_updates", "train/nonfinite_logprobs"})
+"""Metrics of an update that a step does not average."""
 MAX_TEXTS_READ = 256
 """Of a step, for repetition, in the driver; spread evenly over its groups."""
 
@@ -110,10 +114,14 @@ def sample_rows(groups: Sequence[Group], advantages_PG: np.ndarray, step: int) -
     ]
 
 
-def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of a step's updates, metric by metric, over those that have it."""
-    names = dict.fromkeys(name for update in updates for name in update)
-    return {name: float(np.nanmean([update[name] for update in updates if name in update])) for name in names}
+def over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What a step says of its updates: the largest of a maximum, the sum of a count, the mean of all else, over those that know the metric."""
+    metrics = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        known = [value for update in updates if not math.isnan(value := update.get(name, math.nan))]
+        together = max if name in MAXIMA else sum if name in COUNTS else np.mean
+        metrics[name] = float(together(known)) if known else math.nan
+    return metrics
 
 
 class Clock:

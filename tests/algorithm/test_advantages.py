@@ -64,6 +64,39 @@ def test_a_group_of_equal_rewards_has_exactly_zero_advantage(advantage, value: f
 
 
 @pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.2 + 0.1 - 0.3, 0.0, 0.0, 0.0],  # 5.6e-17: format and language against the length penalty
+        [0.1 + 0.2, 0.3, 0.3, 0.3],
+        [1.0 + 0.1 + 0.2, 1.3, 1.0 + (0.1 + 0.2), 1.3],
+        [math.exp(-410), math.exp(-500), 0.0, 0.0],  # a smooth reward, far from its mark
+        [1e-160, 0.0, 0.0, 0.0],
+        [1e200, 1e200 * (1 + 1e-15), 1e200, 1e200],
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(advantage, rewards: list[float]) -> None:
+    rewards_1G = torch.tensor([rewards], dtype=torch.float64)
+    assert advantage(rewards_1G, counted(rewards_1G)).tolist() == [[0.0] * 4]
+
+
+@pytest.mark.parametrize("one", [1e-8, 1e-3, 1.0, 1e160, 1e200, 1e300])
+def test_one_right_of_four_has_the_same_zscores_at_any_scale(one: float) -> None:
+    # mean one/4, centred 3/4 and -1/4, deviation 1/2 of it. 1e200 squared is infinite, and 1e-8 is still a signal.
+    rewards = torch.tensor([[one, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert group_zscore(rewards, counted(rewards))[0].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-12)
+
+
+@given(rewards=st.lists(st.floats(-5, 5), min_size=2, max_size=16), missing=st.integers(0, 15))
+def test_scaling_before_squaring_changes_no_bit_of_a_zscore(rewards: list[float], missing: int) -> None:
+    rewards_1G = torch.tensor([rewards], dtype=torch.float64)
+    counts = torch.arange(len(rewards))[None, :] != missing
+    centred = group_centre(rewards_1G, counts)
+    deviation = (centred.square().sum(dim=1, keepdim=True) / (counts.sum() - 1).clamp(min=1)).sqrt()
+    assert group_zscore(rewards_1G, counts).tolist() == (centred / deviation).where(centred != 0, 0.0).tolist()
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
 @given(rewards=st.lists(st.integers(-20, 20).map(lambda tenths: tenths / 10), min_size=1, max_size=16))
 def test_advantages_of_a_group_sum_to_zero(advantage, rewards: list[float]) -> None:
     rewards_1G = torch.tensor([rewards], dtype=torch.float64)
@@ -113,6 +146,11 @@ def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
 def test_batch_normalised_divides_by_the_deviation_over_all_groups() -> None:
     # centred 1 -1, 3 -3 and an equal group: squares 2 + 18 = 20 over 6 - 1 samples, deviation 2; the equal group keeps its zeros
     advantages = torch.tensor([[1.0, -1.0], [3.0, -3.0], [0.0, 0.0]])
+    assert batch_normalised(advantages, counted(advantages)).tolist() == [[0.5, -0.5], [1.5, -1.5], [0.0, 0.0]]
+
+
+def test_batch_normalised_squares_nothing_that_overflows() -> None:
+    advantages = torch.tensor([[1e200, -1e200], [3e200, -3e200], [0.0, 0.0]], dtype=torch.float64)
     assert batch_normalised(advantages, counted(advantages)).tolist() == [[0.5, -0.5], [1.5, -1.5], [0.0, 0.0]]
 
 

@@ -36,6 +36,22 @@ def test_k3_is_never_negative(now: float, reference: float, dtype: torch.dtype) 
     assert k3(torch.tensor(now, dtype=dtype), torch.tensor(reference, dtype=dtype)).item() >= 0
 
 
+@pytest.mark.parametrize("apart", [25.0, 89.0, 200.0])
+def test_k3_of_a_token_that_became_impossible_stays_finite(apart: float) -> None:
+    """exp(89) is infinite in float32: from exp(20) on the estimate keeps its value, and pulls no further."""
+    logprobs = torch.tensor([-1.0 - apart], requires_grad=True)
+    found = k3(logprobs, torch.tensor([-1.0]))
+    found.sum().backward()
+    assert found.item() == pytest.approx(math.exp(20) - 21, rel=1e-6) and logprobs.grad.tolist() == [0.0]
+
+
+def test_k3_pulls_in_full_where_verl_has_cut_it() -> None:
+    """Beyond 10 verl lets go: here the slope is 1 - pi_ref / pi, whether the policy thinks a token rarer by exp(3) or likelier by exp(25)."""
+    logprobs = torch.tensor([-4.0, -1.0], dtype=torch.float64, requires_grad=True)
+    k3(logprobs, torch.tensor([-1.0, -26.0], dtype=torch.float64)).sum().backward()
+    assert logprobs.grad.tolist() == pytest.approx([1 - math.exp(3), 1 - math.exp(-25)], rel=1e-12)
+
+
 def test_k1_and_k3_have_the_divergence_as_their_mean() -> None:
     # Over all tokens of a vocabulary of three, weighed by pi. sum pi (pi_ref / pi - 1) = 0 for normalised distributions, hence k3.
     policy, reference = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()

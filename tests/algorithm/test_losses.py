@@ -85,7 +85,7 @@ def test_the_two_clips_are_separate(ratio: float, expected: float) -> None:
 )
 def test_a_token_is_clipped_where_its_gradient_is_cut(ratio: float, advantage: float, cut: bool) -> None:
     log_ratio, advantages = torch.tensor([math.log(ratio)], requires_grad=True), torch.tensor([advantage])
-    assert is_clipped(log_ratio, advantages, 0.2, 0.2).tolist() == [cut]
+    assert is_clipped(clipped_surrogate, log_ratio, advantages, 0.2, 0.2).tolist() == [cut]
     clipped_surrogate(log_ratio, advantages, 0.2, 0.2).sum().backward()
     # d(-r A) / d log r = -r A where it is not cut
     assert log_ratio.grad.tolist() == pytest.approx([0.0 if cut else -ratio * advantage], rel=1e-6)
@@ -126,6 +126,50 @@ def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely(ratio: floa
     loss = dual_clipped_surrogate(log_ratio, torch.tensor([advantage], dtype=torch.float64), 0.2, 0.2)
     loss.sum().backward()
     assert (loss.item(), log_ratio.grad.item()) == pytest.approx((expected, slope), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "cut"),
+    [(0.5, -1.0, True), (2.0, -1.0, False), (4.0, -1.0, True), (4.0, 1.0, True), (1.1, 1.0, False), (4.0, 0.0, False)],
+)
+def test_tokens_that_the_dual_clip_silences_are_clipped(ratio: float, advantage: float, cut: bool) -> None:
+    log_ratio, advantages = torch.tensor([math.log(ratio)], requires_grad=True), torch.tensor([advantage])
+    assert is_clipped(dual_clipped_surrogate, log_ratio, advantages, 0.2, 0.2).tolist() == [cut]
+    dual_clipped_surrogate(log_ratio, advantages, 0.2, 0.2).sum().backward()
+    assert (log_ratio.grad.tolist() == [0.0]) is (cut or advantage == 0)
+
+
+def test_cispo_counts_the_weights_that_it_cuts_whatever_the_advantage() -> None:
+    log_ratio = torch.tensor([2.0, 2.0, 6.0, 6.0, 6.0]).log()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0])
+    assert is_clipped(clipped_weight_surrogate, log_ratio, advantages, 1.0, 4.0).tolist() == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("row", ["grpo", "dual_clip", "cispo"])
+@pytest.mark.parametrize("log_ratio", [89.0, 200.0])
+@pytest.mark.parametrize("advantage", [0.0, 1.0, -1.0])
+def test_a_ratio_beyond_float32_makes_no_nan(row: str, log_ratio: float, advantage: float) -> None:
+    """exp(89) is infinite, and 0 times that is NaN: of the advantage 0, and of the slope behind the clip."""
+    surrogate, high = TABLE[row].surrogate, TABLE[row].clip_high
+    at, advantages = torch.tensor([log_ratio], requires_grad=True), torch.tensor([advantage])
+    loss = surrogate(at, advantages, 0.2, high)
+    loss.sum().backward()
+    if row == "cispo":  # weight 5 times log r, at any r
+        expected, slope = -5 * advantage * log_ratio, -5 * advantage
+    else:  # the clip's -1.2 of a good token; a bad one is pushed back at the bound's ratio, or at the dual clip's 3, and no further
+        expected = {0.0: 0.0, 1.0: -1.2, -1.0: 3.0 if row == "dual_clip" else math.exp(20)}[advantage]
+        slope = 0.0
+    assert loss.tolist() == pytest.approx([expected], rel=1e-6) and at.grad.tolist() == [slope]
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+def test_the_bound_on_the_ratio_changes_no_bit_below_it(advantage: float) -> None:
+    log_ratio = torch.linspace(-30, 19.9, 400, requires_grad=True)
+    clipped_surrogate(log_ratio, torch.tensor(advantage), 0.2, 0.2).sum().backward()
+    plain = log_ratio.detach().clone().requires_grad_()
+    ratio = plain.exp()
+    (-(ratio * advantage).minimum(ratio.clamp(0.8, 1.2) * advantage)).sum().backward()
+    assert log_ratio.grad.tolist() == plain.grad.tolist()
 
 
 @pytest.mark.parametrize(("ratio", "weight"), [(0.5, 0.5), (1.0, 1.0), (4.0, 4.0), (9.0, 5.0)])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo.algorithm import GRPO
+from grpo.algorithm import GRPO, TABLE
 from grpo.algorithm.objective import Tokens, token_losses
 from grpo.algorithm.ratios import importance, log_ratio
 
@@ -34,6 +34,24 @@ def test_importance_of_tokens_and_of_whole_samples() -> None:
     sampled = OLD - torch.tensor([0.1, 0.2, 0.3, math.nan])  # the engine thought them rarer; of the last nothing is known
     assert importance(OLD, sampled, SEQUENCE, "token").log().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.0])
     assert importance(OLD, sampled, SEQUENCE, "sequence").log().tolist() == pytest.approx([0.3, 0.3, 0.3, 0.3])
+
+
+def test_importance_of_a_long_sample_that_the_engine_thought_rarer_stays_finite() -> None:
+    """1,000 tokens, each off by 0.1: exp(100) is infinite in float32."""
+    old, sequence = torch.full((1000,), -1.0), torch.zeros(1000, dtype=torch.int64)
+    assert importance(old, old - 0.1, sequence, "sequence").max().item() == pytest.approx(math.exp(20), rel=1e-4)
+
+
+@pytest.mark.parametrize("row", TABLE)
+@pytest.mark.parametrize("advantage", [0.0, 1.0, -1.0])
+def test_no_token_however_far_it_has_moved_makes_a_nan(row: str, advantage: float) -> None:
+    """In float32 a log ratio of 100, of each sign, from old policy, engine and reference."""
+    apart = torch.tensor([100.0, -100.0, 100.0, -100.0])
+    now = torch.full((4,), -101.0).requires_grad_()
+    tokens = Tokens(now, -101 - apart, -101 + apart, -101 + apart, torch.full((4,), advantage), torch.tensor([0, 1, 2, 3]))
+    found = token_losses(replace(TABLE[row], kl_in="loss", kl_coef=0.001), tokens)
+    found.loss.sum().backward()
+    assert found.loss.isfinite().all() and found.importance.isfinite().all() and now.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

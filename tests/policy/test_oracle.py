@@ -91,12 +91,12 @@ def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> 
 
     trainer.model.load_state_dict(now.state_dict())
     groups = groups_with(sampled)
-    penalty = None
+    divergence = None
     if PAPERS[name][5][1] == "reward":
-        penalty = np.zeros((3, 3))
+        divergence = np.zeros((3, 3))
         for i, j in JUDGED:
-            penalty[i, j] = row.kl_coef * (by_model["old"][i, j] - by_model["reference"][i, j]).sum().item()
-    advantages = group_advantages(row, groups, WEIGHTS, penalty)
+            divergence[i, j] = (by_model["old"][i, j] - by_model["reference"][i, j]).sum().item()
+    advantages = group_advantages(row, groups, WEIGHTS, divergence)
     batch = batch_of_groups(groups, advantages.tolist())
     masking = type("Stub", (), {"algorithm": row})()
     batch = RlLoop.masked(masking, batch, groups).with_weights(row.aggregate, MAX_TOKENS)

@@ -358,8 +358,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_ru
 def test_learning_rates_follow_the_schedule_into_the_optimiser(make_trainer: Callable[..., PolicyTrainer]) -> None:
     trainer = make_trainer(total_updates=4, learning_rate=8e-4, warmup_updates=2, lr_schedule="linear")
     reported = [trainer.policy_update(batch_of_six())["train/learning_rate"] for _ in range(4)]
-    assert reported == pytest.approx([4e-4, 8e-4, 8e-4, 0.0])
-    assert all(group["lr"] == pytest.approx(0.0) for group in trainer.optimiser.param_groups)
+    assert reported == pytest.approx([4e-4, 8e-4, 8e-4, 4e-4])
+    assert all(group["lr"] == pytest.approx(4e-4) for group in trainer.optimiser.param_groups)
 
 
 def test_gradients_are_clipped_to_their_norm(make_trainer: Callable[..., PolicyTrainer]) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.algorithm import GRPO
 from grpo.data.order import Shuffled, taken
-from grpo.stages.dynamic import Refilled, is_equal, refill
+from grpo.stages.dynamic import Refilled, refill
+from grpo.stages.scoring import has_signal
 from grpo.types import Group, Sample
 from rollout.types import Completion, Prompt
 
@@ -41,7 +43,8 @@ class Run:
 
     def step(self) -> Refilled:
         groups = self.draw(self.prompts_at(self.position, self.per_step))
-        refilled = refill(groups, self.prompts_at, self.draw, self.position + self.per_step, self.max_rounds)
+        is_equal = lambda group: not has_signal(GRPO, group, {})  # noqa: E731
+        refilled = refill(groups, self.prompts_at, self.draw, is_equal, self.position + self.per_step, self.max_rounds)
         self.position = refilled.position
         return refilled
 
@@ -92,13 +95,6 @@ def test_no_prompt_is_drawn_twice_in_a_step_even_where_there_are_few() -> None:
     refilled = run.step()
     assert sorted(run.drawn) == [f"p/{index}" for index in range(5)]
     assert (refilled.position, refilled.unfilled) == (5, 2)
-
-
-@pytest.mark.parametrize(
-    ("rewards", "equal"), [(MIXED, False), (EASY, True), (HARD, True), (UNJUDGED, True), ((1.0, None), True), ((1.0, None, 0.5), False)]
-)
-def test_only_judged_samples_decide_whether_a_group_is_equal(rewards: Rewards, equal: bool) -> None:
-    assert is_equal(group(Prompt("p/0", (1,)), rewards)) is equal
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,15 +12,15 @@ from typing import cast
 import numpy as np
 import pytest
 
-from grpo.algorithm import GRPO
+from grpo.algorithm import GRPO, TABLE, load_algorithm
 from grpo.algorithm.advantages import group_centre
 from grpo.config import RewardUse, RlStage, Tags
 from grpo.loading import load_recipe
 from grpo.run.records import JsonLines
 from grpo.run.watch import Watch
 from grpo.stages.rl import asks_for_form, watch_over
-from grpo.stages.scoring import group_advantages, score_groups, score_inputs, weights_at
-from grpo.stages.step_metrics import group_metrics, reward_failures, reward_latency
+from grpo.stages.scoring import group_advantages, has_signal, score_groups, score_inputs, weights_at
+from grpo.stages.step_metrics import group_metrics, over_updates, reward_failures, reward_latency
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
@@ -78,6 +79,124 @@ def test_advantages_are_of_each_group_alone_and_leave_out_unjudged_samples() -> 
     assert group_advantages(GRPO, groups, {}).ravel().tolist() == pytest.approx([half, -half, 0, 3 / root, -4 / root, 1 / root])
     centred = replace(GRPO, advantage=group_centre)
     assert group_advantages(centred, groups, {}).tolist() == [[1, -1, 0], [3, -4, 1]]
+
+
+def group_of(*parts: Mapping[str, float | None], weights: Mapping[str, float]) -> Group:
+    """A sample of each, its reward the weighted sum of its parts, None where it has none."""
+    rewards = [sum(weights[name] * value for name, value in each.items()) if None not in each.values() else None for each in parts]
+    return Group(PROMPTS[0], tuple(Sample("a", DRAWN[0][0], reward, each) for reward, each in zip(rewards, parts, strict=True)))
+
+
+NOTHING = {"format": 0.0, "language": 0.0, "length": 0.0}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize(("scale", "parts"), [(1e-3, (0.2, 0.1, -0.3)), (1.0, (0.2, 0.1, -0.3)), (1e8, (0.4, 0.7, -1.1))])
+def test_parts_that_cancel_are_no_signal(algorithm: str, scale: float, parts: tuple[float, float, float]) -> None:
+    """0.2 + 0.1 - 0.3 is 5.6e-17. 1e8 (0.4 + 0.7 - 1.1) is 1.5e-8, and rounding too, at that scale; a thousandth of a part is a signal."""
+    weights = dict.fromkeys(NOTHING, scale)
+    cancelled = group_of(dict(zip(NOTHING, parts, strict=True)), NOTHING, NOTHING, NOTHING, weights=weights)
+    assert cancelled.samples[0].reward != 0
+    assert group_advantages(TABLE[algorithm], [cancelled], weights).tolist() == [[0.0] * 4]
+    told = group_of(dict(zip(NOTHING, (parts[0], parts[1] + 0.001, parts[2]), strict=True)), NOTHING, NOTHING, NOTHING, weights=weights)
+    assert np.abs(group_advantages(TABLE[algorithm], [told], weights)).min() > 1e-7
+
+
+def test_parts_that_cancel_are_one_reward_to_an_advantage_that_tests_no_equality() -> None:
+    """The ranks of examples/03_custom_variant.py compare with > and <."""
+    ranks = load_algorithm("./03_custom_variant.py:RANKS", Path("examples").resolve())
+    weights = dict.fromkeys(NOTHING, 1.0)
+    cancelled = group_of({"format": 0.2, "language": 0.1, "length": -0.3}, NOTHING, NOTHING, weights=weights)
+    assert group_advantages(ranks, [cancelled], weights).tolist() == [[0.0] * 3]
+
+
+def test_advantages_of_single_rewards_that_cancel_are_no_signal() -> None:
+    """z-scores of (0, 1, 5) and of minus these, weighted alike, sum to rounding, which the batch's deviation would make 1."""
+    weights = {"right": 0.3, "short": 0.1}
+    found = group_of(*({"right": x, "short": -3 * x + 0.1} for x in (0.1, 1.0, 5.7)), weights={"right": 0.3, "short": 0.3})
+    assert group_advantages(TABLE["gdpo"], [found], {"right": 0.3, "short": 0.3}).tolist() == [[0.0] * 3]
+    assert np.abs(group_advantages(TABLE["gdpo"], [found], weights)).max() == pytest.approx(1.1, abs=0.2)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "reinforce_pp"])
+def test_a_divergence_in_the_reward_is_taken_from_the_sum(algorithm: str) -> None:
+    row = replace(TABLE[algorithm], kl_coef=0.1, kl_in="reward")
+    group = group_of(*({"math": x} for x in (0.0, 1.0, 1.0, 0.0)), weights={"math": 1.0})
+    taken = group_of(*({"math": x} for x in (0.0 - 0.5, 1.0, 1.0 - 0.1, 0.0 - 0.8)), weights={"math": 1.0})
+    found = group_advantages(row, [group], {"math": 1.0}, np.array([[5.0, 0.0, 1.0, 8.0]]))
+    assert found.ravel().tolist() == pytest.approx(group_advantages(row, [taken], {"math": 1.0}).ravel().tolist())
+
+
+def test_where_each_reward_is_normalised_the_divergence_counts_by_its_coefficient() -> None:
+    """Rewards 0 1 1 0: centred -+1/2, deviation sqrt(1/3), so z = -+0.87. Divergences 3 1 1 3 have just minus these z-scores, whatever their unit."""
+    group = group_of(*({"math": x} for x in (0.0, 1.0, 1.0, 0.0)), weights={"math": 1.0})
+    z = np.array([[-1.0, 1.0, 1.0, -1.0]]) * math.sqrt(3) / 2
+    divergence = np.array([[3.0, 1.0, 1.0, 3.0]])
+    for coefficient in (1e-6, 0.25, 1.0):
+        row = replace(GRPO, per_reward=True, kl_in="reward", kl_coef=coefficient)
+        assert group_advantages(row, [group], {"math": 1.0}, divergence) == pytest.approx((1 + coefficient) * z, rel=1e-12)
+        row = replace(row, batch_normalise=True)
+        assert group_advantages(row, [group], {"math": 1.0}, 100 * divergence) == pytest.approx(z, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "signal"),
+    [
+        ((1.0, 0.0), True),
+        ((1.0, 1.0), False),
+        ((0.0, 0.0), False),
+        ((None, None), False),
+        ((1.0, None), False),
+        ((1.0, None, 0.5), True),
+        ((0.1 + 0.2, 0.3), False),
+        ((1e-160, 0.0), False),
+    ],
+)
+@pytest.mark.parametrize("algorithm", TABLE)
+def test_a_group_has_signal_where_its_rewards_give_an_advantage(algorithm: str, rewards: tuple[float | None, ...], signal: bool) -> None:
+    group = group_of(*({"math": reward} for reward in rewards), weights={"math": 1.0})
+    assert has_signal(TABLE[algorithm], group, {"math": 1.0}) is signal
+
+
+def test_a_group_whose_sums_are_equal_has_signal_where_each_reward_is_normalised() -> None:
+    """1 x 1 + 0.5 x 0 = 1 x 0.5 + 0.5 x 1, but z-scores of two are -+1/sqrt(2), and weights 1 and 0.5 leave half of one."""
+    weights = {"math": 1.0, "format": 0.5}
+    group = group_of({"math": 1.0, "format": 0.0}, {"math": 0.5, "format": 1.0}, weights=weights)
+    assert not has_signal(GRPO, group, weights) and has_signal(TABLE["gdpo"], group, weights)
+    unnormalised = replace(TABLE["gdpo"], batch_normalise=False)
+    half = 0.5 / math.sqrt(2)
+    assert group_advantages(unnormalised, [group], weights).ravel().tolist() == pytest.approx([half, -half])
+
+
+def test_a_step_sums_counts_and_keeps_the_largest_of_maxima() -> None:
+    updates = [
+        {
+            "rollout/importance_max": 1.5,
+            "train/nonfinite_logprobs": 0.0,
+            "train/skipped_updates": 1.0,
+            "loss/kl": 0.1,
+            "loss/total": math.nan,
+        },
+        {
+            "rollout/importance_max": 60.0,
+            "train/nonfinite_logprobs": 7.0,
+            "train/skipped_updates": 1.0,
+            "loss/kl": 0.3,
+            "loss/total": math.nan,
+        },
+        {"train/skipped_updates": 1.0, "train/empty_updates": 1.0},
+    ]
+    assert over_updates(updates) == pytest.approx(
+        {
+            "rollout/importance_max": 60.0,
+            "train/nonfinite_logprobs": 7.0,
+            "train/skipped_updates": 3.0,
+            "train/empty_updates": 1.0,
+            "loss/kl": 0.2,
+            "loss/total": math.nan,
+        },
+        nan_ok=True,
+    )
 
 
 def test_a_scheduled_weight_is_a_step_function_of_the_updates_made() -> None:
