@@ -70,7 +70,9 @@ class Algorithm:
 
 GRPO = Algorithm(name="grpo", paper="arXiv:2402.03300, eq. 3 and 4; kl_coef of R1 (arXiv:2501.12948)", advantage=group_zscore)
 
-# Of a rollout of 8,192 outputs R1 makes 16 updates of 512: 32 questions with 16 outputs each.
+# R1-Zero, section 2.1 (in the revision that Nature printed): learning rate 3e-6, KL 0.001, 16 outputs, temperature 1, the reference replaced every
+# 400 steps, of which a rollout of 8,192 outputs makes 16, of 512: 32 questions with 16 outputs each. 10,400 steps; 65,536 tokens from step 8,200.
+# First stage, section 3.2.1: the same, with eps 10. Second, section 3.2.2: most of that, at temperature 0.7, for 1,700 steps; length not stated.
 _R1 = {
     "learning_rate": 3e-6,
     "prompts_per_step": 512,
@@ -134,25 +136,27 @@ PRESETS = (
     replace(
         GRPO,
         name="deepseekmath",
-        paper="arXiv:2402.03300, section 4.2; eps is not published: PPO's 0.2",
+        paper="arXiv:2402.03300, section 4.2; eps and temperature are not published: PPO's 0.2, and 1",
         kl_coef=0.04,
         published={
             "learning_rate": 1e-6,
             "prompts_per_step": 16,
             "samples_per_prompt": 64,
             "updates_per_rollout": 1,
-            "temperature": 1.0,
             "max_completion_tokens": 1024,
         },
     ),
     replace(
-        GRPO, name="r1_zero", paper="arXiv:2501.12948; eps is not published: PPO's 0.2; 32,768 tokens until update 8,200", published=_R1
+        GRPO,
+        name="r1_zero",
+        paper="arXiv:2501.12948, section 2.1; eps is not published: PPO's 0.2; 32,768 tokens until update 8,200",
+        published=_R1,
     ),
-    replace(GRPO, name="r1_stage1", paper="arXiv:2501.12948, first RL stage; eps 10", clip_low=10.0, clip_high=10.0, published=_R1),
+    replace(GRPO, name="r1_stage1", paper="arXiv:2501.12948, section 3.2.1; eps 10", clip_low=10.0, clip_high=10.0, published=_R1),
     replace(
         GRPO,
         name="r1_stage2",
-        paper="arXiv:2501.12948, second RL stage: as the first at temperature 0.7",
+        paper="arXiv:2501.12948, section 3.2.2: as the first at temperature 0.7; its length is not published: the first's",
         clip_low=10.0,
         clip_high=10.0,
         published={**_R1, "temperature": 0.7},

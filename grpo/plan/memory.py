@@ -27,6 +27,7 @@ from grpo.policy.budget import (
     settled_tokens,
 )
 from grpo.policy.machine import DRIVER_BYTES, GIB, PROCESS_BYTES, cpu_engine_bytes
+from grpo.policy.rope import rope_problem
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
         trained, tokens = rank.trained, rank.tokens(needed)
         on_device, on_host = rank.holding(needed, tokens), list(rank.host(needed))
         holdings += [on_device, *on_host]
+        if problem := rope_problem(rank.config, longest_sequence(stage)):
+            problems.append(f"stage {stage.name!r}: {problem}")
         problems += [_refusal(stage, on_device, rank.remedies())] if not on_device.fits else []
         problems += [_refusal(stage, holding, rank.host_remedies()) for holding in on_host if not holding.fits]
     return StageMemory(stage.name, known[stage.name].parameters, trained, tokens, tuple(holdings), tuple(problems))
@@ -165,15 +168,15 @@ class _Rank:
     @property
     def trained(self) -> int:
         lora = self.stage.lora and self.stage.lora.model_dump_json()
-        return count_parameters(self._config.to_json_string(use_diff=False), lora).trained
+        return count_parameters(self.config.to_json_string(use_diff=False), lora).trained
 
     @property
-    def _config(self) -> PretrainedConfig:
+    def config(self) -> PretrainedConfig:
         return config_from_json(json.dumps(self.model.config))
 
     def footprint(self) -> Footprint:
         reference = has_reference(self.stage, self.base)
-        return footprint(self._config, self.stage, self.recipe.trainer, reference, self.site.machine.device)
+        return footprint(self.config, self.stage, self.recipe.trainer, reference, self.site.machine.device)
 
     @property
     def available(self) -> float:

@@ -11,16 +11,18 @@ from grpo.policy.attention import ordinary_attention
 from grpo.policy.batch import make_batch
 from grpo.policy.logprobs import completion_logprobs
 from grpo.policy.packing import pack
+from grpo.policy.rope import rope_problem
 
 MAX_LAYOUT_GAP = 1e-3  # float32 rounding is a hundredth of it; a token that sees a sibling, or loses its prompt, moves by tenths
 NOT_COMPUTED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-def check_layout(model: PreTrainedModel) -> None:
+def check_layout(model: PreTrainedModel, longest: int = 0) -> None:
     """Two prompts with two completions each, packed and plain, in float32.
 
-    Raises TrainingError where the mean absolute difference of their log-probabilities exceeds MAX_LAYOUT_GAP, or where the model computes
-    something between hidden states and logits that the trainer doesn't know of.
+    Raises TrainingError where the mean absolute difference of their log-probabilities exceeds MAX_LAYOUT_GAP, where the model computes
+    something between hidden states and logits that the trainer doesn't know of, or where in sequences of up to ``longest`` tokens, which are
+    too long to be tried, one changes what another is computed as.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     for setting in NOT_COMPUTED:
@@ -28,6 +30,8 @@ def check_layout(model: PreTrainedModel) -> None:
             raise TrainingError(
                 f"{name} has {setting} = {getattr(config, setting)}, which the trainer does not compute; choose another model"
             )
+    if problem := rope_problem(model.config, longest):
+        raise TrainingError(f"{name}: {problem}")
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
         raise TrainingError(f"{name}'s output layer is not a plain linear layer without bias ({head}); choose another model")

@@ -21,7 +21,7 @@ from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters, holds_rounded, round_frozen, save_adapters
 from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
-from grpo.policy.budget import ENOUGH_TOKENS
+from grpo.policy.budget import ENOUGH_TOKENS, TrainedStage, longest_sequence
 from grpo.policy.ewc import Anchor
 from grpo.policy.export import checkpoint_weights, write_folder
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
@@ -66,7 +66,7 @@ class PolicyTrainer:
         self.ranks = Ranks(place, spec.layout.shard, self.device)
         self.model = self._loaded()
         self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
-        check_layout(self.model)
+        check_layout(self.model, longest_sequence(spec.optimiser) if isinstance(spec.optimiser, TrainedStage) else 0)
         if self._holds_rounded:
             round_frozen(self.model)
             self.model.to(self.device)

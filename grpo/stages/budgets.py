@@ -6,18 +6,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
+from transformers import AutoConfig
 
 from grpo.config import Recipe
 from grpo.errors import RecipeError, TrainingError
 from grpo.policy.budget import TrainedStage, footprint, has_reference, longest_sequence, settled_tokens
 from grpo.policy.machine import Machine, host_bytes
+from grpo.policy.rope import rope_problem
 
 
 def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mapping[str, int]) -> dict[str, int]:
-    """``settled``, with tokens_per_device of every stage whose model is known by now. Raises RecipeError with all that does not fit."""
+    """``settled``, with tokens_per_device of every stage whose model is known by now.
+
+    Raises RecipeError with all that does not fit, and with sequences longer than a model's rope type is supported for.
+    """
     found = dict(settled)
     problems = []
     for stage, folder in _known_models(recipe, folder_of_base):
+        if problem := rope_problem(AutoConfig.from_pretrained(folder), longest_sequence(stage)):
+            problems.append(f"stage {stage.name!r}: {problem}")
+            continue
         if stage.name in settled or (stage.tokens_per_device is not None and stage.lora is None):
             continue
         try:

@@ -89,8 +89,7 @@ R1 = dict(learning_rate=3e-6, prompts_per_step=512, samples_per_prompt=16, updat
             "deepseekmath",
             0.04,
             0.2,
-            dict(learning_rate=1e-6, prompts_per_step=16, samples_per_prompt=64, updates_per_rollout=1, temperature=1.0)
-            | {"max_completion_tokens": 1024},
+            dict(learning_rate=1e-6, prompts_per_step=16, samples_per_prompt=64, updates_per_rollout=1, max_completion_tokens=1024),
         ),
     ],
 )

@@ -142,6 +142,17 @@ def test_a_context_longer_than_the_model_has_is_refused(recipe: Path) -> None:
     assert any("8,704 tokens, and Qwen/Qwen2.5-Math-1.5B has 4,096 positions" in problem for problem in memory(recipe, *changes).problems)
 
 
+def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_context(recipe: Path, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert memory(recipe, f"model.path={tmp_path}").problems == ()  # 512 + 1,536 = 2,048
+    problems = memory(recipe, f"model.path={tmp_path}", "stages.one.max_prompt_tokens=513").problems
+    assert any(
+        p.startswith("stage 'one': rope type 'dynamic' is supported up to 2,048 tokens, and sequences may have 2,049;") for p in problems
+    )
+
+
 def test_a_scripted_engine_holds_no_model(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("def answer(request, version):\n    return [1]\n")
     found = memory(recipe, "rollout={engine: scripted, script: ./script.py:answer}", "hardware={gpus: 0, memory_gib: 60}")

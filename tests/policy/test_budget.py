@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from grpo.config import Lora, Optimiser, Recipe, Trainer
 from grpo.errors import RecipeError, TrainingError
@@ -71,6 +72,27 @@ def test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies() -> 
         "checkpointing",
     ):
         assert words in str(refused.value)
+
+
+def test_a_rope_type_is_asked_for_its_bound_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every stage, also where tokens_per_device needs no settling."""
+    LlamaConfig(max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}).save_pretrained(
+        tmp_path
+    )
+    monkeypatch.setattr(budgets, "_this_machine", lambda: Machine(8 * GIB))
+    stages = [
+        {"name": "fits", "kind": "sft", "data": "p", "max_tokens": 64, "tokens_per_device": 64},
+        {"name": "long", "kind": "sft", "data": "p", "max_tokens": 65, "tokens_per_device": 65, "from": "fits"},
+        {"name": "rl", "kind": "rl", "prompts": "p", "rewards": [{"use": "math"}], "steps": 1, "max_prompt_tokens": 40}
+        | {"max_completion_tokens": 30, "tokens_per_device": 70, "from": "long"},
+    ]
+    recipe = Recipe.model_validate({"name": "x", "model": "m", "data": {"p": {"jsonl": "p.jsonl"}}, "stages": stages})
+    with pytest.raises(RecipeError) as refused:
+        budgets.settle_all(recipe, tmp_path, tmp_path, {})
+    assert [line.partition(";")[0] for line in refused.value.problems] == [
+        "stage 'long': rope type 'dynamic' is supported up to 64 tokens, and sequences may have 65",
+        "stage 'rl': rope type 'dynamic' is supported up to 64 tokens, and sequences may have 70",
+    ]
 
 
 def test_all_stages_that_do_not_fit_are_named_at_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

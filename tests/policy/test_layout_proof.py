@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,7 +14,11 @@ from transformers import AutoModelForCausalLM
 from grpo.errors import TrainingError
 from grpo.policy import attention
 from grpo.policy.attention import ATTENTION
+from grpo.policy.batch import make_batch
+from grpo.policy.logprobs import completion_logprobs
+from grpo.policy.packing import pack
 from grpo.policy.proof import check_layout
+from grpo.policy.rope import rope_problem
 from grpo.policy.trainer import PolicyTrainer
 
 SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -58,6 +63,53 @@ def test_families_that_take_their_attention_from_the_table_obey(family: str, set
 def test_what_the_trainer_would_compute_otherwise_is_refused(family: str, settings: dict[str, Any], why: str) -> None:
     with pytest.raises(TrainingError, match=why):
         check_layout(make(family, **settings))
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 16}
+OF_LAYERS = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+FAR = {"initializer_range": 0.3}  # attention that looks at some tokens more than at others
+BOUNDED = [
+    ("Llama", {**FAR, "max_position_embeddings": 16, "rope_parameters": DYNAMIC}),
+    ("Phi3", {**FAR, "pad_token_id": 0, "max_position_embeddings": 64, "original_max_position_embeddings": 16, "rope_parameters": LONG}),
+]
+
+
+def gap_beside(model: Any, length: int) -> float:
+    """How much the log-probabilities of a short sequence move when one of ``length`` tokens is in the same micro-batch."""
+    rng = np.random.default_rng(0)
+    short, long = (rng.integers(0, 97, number).tolist() for number in (6, length - 2))
+    alone, beside = make_batch([[1, 2]], [short]), make_batch([[1, 2], [3, 4]], [short, long])
+    found = []
+    for batch in (alone, beside):
+        (packed,) = pack(batch, 200)
+        with torch.no_grad():
+            found.append(completion_logprobs(model, packed, 1.0, autocast=False)[0].numpy()[packed.sample == 0])
+    return float(np.abs(found[0] - found[1]).max())
+
+
+@pytest.mark.parametrize(("family", "settings"), BOUNDED)
+def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_context(family: str, settings: dict[str, Any]) -> None:
+    model = make(family, **settings)
+    assert gap_beside(model, 16) < 1e-4
+    check_layout(model, 16)
+    assert gap_beside(make(family, **settings), 60) > 1e-2
+    with pytest.raises(
+        TrainingError, match=r"rope type '(dynamic|longrope)' is supported up to 16 tokens, and sequences may have 17; lower"
+    ):
+        check_layout(model, 17)
+
+
+def test_other_rope_types_have_no_such_bound() -> None:
+    model = make("Llama", **FAR, max_position_embeddings=64, rope_parameters=YARN)
+    assert gap_beside(model, 60) < 1e-4
+    check_layout(model, 10**6)
+
+
+def test_a_rope_type_of_some_layers_bounds_all() -> None:
+    config = make("Gemma3Text", head_dim=16, max_position_embeddings=16, layer_types=LAYERS, rope_parameters=OF_LAYERS).config
+    assert rope_problem(config, 16) is None and "'dynamic'" in str(rope_problem(config, 17))
 
 
 def test_a_token_that_sees_its_siblings_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
