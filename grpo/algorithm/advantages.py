@@ -20,7 +20,8 @@ def group_centre(rewards_PG: Tensor, counts_PG: Tensor) -> Tensor:
     """
     rewards_PG = rewards_PG.double().where(counts_PG, 0.0)
     num_P1 = counts_PG.sum(dim=1, keepdim=True).clamp(min=1)
-    mean_P1 = rewards_PG.sum(dim=1, keepdim=True) / num_P1
+    scale_P1 = _power_of_two(rewards_PG.abs().amax(dim=1, keepdim=True))
+    mean_P1 = (rewards_PG / scale_P1).sum(dim=1, keepdim=True) / num_P1 * scale_P1
     return (rewards_PG - mean_P1).where(counts_PG & ~_all_equal(rewards_PG, counts_PG), 0.0)
 
 
@@ -86,10 +87,10 @@ def _all_equal(rewards_PG: Tensor, counts_PG: Tensor, terms_PG: Tensor | None = 
     lowest_P1 = rewards_PG.where(counts_PG, float("inf")).amin(dim=1, keepdim=True)
     sizes_PG = rewards_PG.abs() if terms_PG is None else terms_PG
     largest_P1 = sizes_PG.where(counts_PG, 0.0).amax(dim=1, keepdim=True)
-    return highest_P1 - lowest_P1 <= EQUAL_WITHIN * largest_P1.clamp(min=1.0)
+    return highest_P1 - lowest_P1 <= EQUAL_WITHIN * largest_P1.clamp(1.0, 1e308)
 
 
 def _power_of_two(largest: Tensor) -> Tensor:
-    """The power of two at or below ``largest``, 1 for 0: dividing by it changes no bit of a z-score, and squares neither over- nor underflow."""
+    """The power of two at or below ``largest``, 1 for 0: dividing by it changes no digit, and sums and squares do not overflow."""
     mantissa, _ = largest.frexp()
     return (largest / (2 * mantissa)).where(largest > 0, 1.0)

@@ -97,8 +97,9 @@ class PolicyTrainer:
         return self._of_all_ranks(batch, logprobs_BT)
 
     def sequence_divergence(self, batch: Batch) -> np.ndarray:
-        """sum_t log pi(token_t) - log pi_ref(token_t) of each sample, [B]: k1 over whole samples."""
-        return np.nansum(self.logprobs(batch) - self.logprobs(batch, of_reference=True), axis=1)
+        """sum_t log pi(token_t) - log pi_ref(token_t) of each sample, [B]: k1 over whole samples. Tokens without finite ones do not count."""
+        difference_BT = self.logprobs(batch) - self.logprobs(batch, of_reference=True)
+        return np.where(np.isfinite(difference_BT), difference_BT, 0.0).sum(axis=1)
 
     def logprob_gap(self, batch: Batch) -> float:
         """Mean absolute difference, by token, between the engine's log-probabilities and the trainer's."""

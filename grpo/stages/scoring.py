@@ -11,6 +11,7 @@ import torch
 from grpo.algorithm import Algorithm
 from grpo.algorithm.advantages import batch_normalised, without_cancelled, without_rounding
 from grpo.config import RewardUse
+from grpo.errors import TrainingError
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, ScoreInput
 from rollout.types import Completion, Prompt
@@ -73,7 +74,7 @@ def group_advantages(
 
     def advantage(values_PG: torch.Tensor, terms_PG: torch.Tensor | None = None) -> torch.Tensor:
         counts_PG = judged_PG & ~values_PG.isnan()
-        return algorithm.advantage(without_rounding(values_PG.nan_to_num(0.0), counts_PG, terms_PG), counts_PG)
+        return algorithm.advantage(without_rounding(values_PG.where(counts_PG, 0.0), counts_PG, terms_PG), counts_PG)
 
     weighted = [(weight, _table(groups, partial(_part, name))) for name, weight in weights.items()]
     if divergence_PG is not None:
@@ -89,7 +90,19 @@ def group_advantages(
         advantages_PG = advantage(rewards_PG, terms_PG)
     if algorithm.batch_normalise:
         advantages_PG = batch_normalised(advantages_PG, judged_PG)
+    _check_finite(algorithm, groups, advantages_PG)
     return advantages_PG.numpy()
+
+
+def _check_finite(algorithm: Algorithm, groups: Sequence[Group], advantages_PG: torch.Tensor) -> None:
+    """Raises TrainingError for the first group whose advantages are no numbers: the gradient would be none, and name no reward."""
+    for group, advantages_G in zip(groups, advantages_PG, strict=True):
+        if not advantages_G.isfinite().all():
+            rewards = ", ".join("none" if sample.reward is None else f"{sample.reward:g}" for sample in group.samples[:16])
+            raise TrainingError(
+                f"algorithm {algorithm.name!r} gave prompt {group.prompt.id!r} the advantages {advantages_G[:16].tolist()}, from the rewards "
+                f"{rewards}; keep rewards and their weights far below 1e308, and divide by nothing that can be 0 in an advantage of your own"
+            )
 
 
 def has_signal(algorithm: Algorithm, group: Group, weights: Mapping[str, float]) -> bool:

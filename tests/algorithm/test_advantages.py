@@ -80,11 +80,18 @@ def test_rewards_that_differ_by_rounding_are_equal(advantage, rewards: list[floa
     assert advantage(rewards_1G, counted(rewards_1G)).tolist() == [[0.0] * 4]
 
 
-@pytest.mark.parametrize("one", [1e-8, 1e-3, 1.0, 1e160, 1e200, 1e300])
+@pytest.mark.parametrize("one", [1e-8, 1e-3, 1.0, 1e160, 1e200, 1e308])
 def test_one_right_of_four_has_the_same_zscores_at_any_scale(one: float) -> None:
     # mean one/4, centred 3/4 and -1/4, deviation 1/2 of it. 1e200 squared is infinite, and 1e-8 is still a signal.
     rewards = torch.tensor([[one, 0.0, 0.0, 0.0]], dtype=torch.float64)
     assert group_zscore(rewards, counted(rewards))[0].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-12)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_a_mean_of_huge_rewards_does_not_overflow(advantage) -> None:
+    rewards = torch.tensor([[1e308, 1e308, 1e308, 0.5e308]], dtype=torch.float64)
+    expected = advantage(rewards / 1e308, counted(rewards)) * (1.0 if advantage is group_zscore else 1e308)
+    assert advantage(rewards, counted(rewards))[0].tolist() == pytest.approx(expected[0].tolist(), rel=1e-12)
 
 
 @given(rewards=st.lists(st.floats(-5, 5), min_size=2, max_size=16), missing=st.integers(0, 15))
@@ -92,6 +99,8 @@ def test_scaling_before_squaring_changes_no_bit_of_a_zscore(rewards: list[float]
     rewards_1G = torch.tensor([rewards], dtype=torch.float64)
     counts = torch.arange(len(rewards))[None, :] != missing
     centred = group_centre(rewards_1G, counts)
+    mean = rewards_1G.where(counts, 0.0).sum(dim=1, keepdim=True) / counts.sum().clamp(min=1)
+    assert centred.tolist() == (rewards_1G - mean).where(centred != 0, 0.0).tolist()
     deviation = (centred.square().sum(dim=1, keepdim=True) / (counts.sum() - 1).clamp(min=1)).sqrt()
     assert group_zscore(rewards_1G, counts).tolist() == (centred / deviation).where(centred != 0, 0.0).tolist()
 

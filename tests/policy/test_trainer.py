@@ -466,3 +466,31 @@ def test_a_sleeping_trainer_gives_its_memory_back_and_goes_on_as_if_it_had_not_s
         rested.sleep()
         assert torch.cuda.memory_allocated() < 0.6 * awake
         rested.wake()
+
+
+@pytest.mark.parametrize("row", ["grpo", "dual_clip", "cispo"])
+def test_clipped_frac_counts_the_tokens_whose_gradient_a_bound_changes(make_trainer: MakeTrainer, row: str) -> None:
+    """Ratios 4.5, 2, 0.5 and 7 in the first prompt's good sample and in its bad one; those of the second prompt's are 1."""
+    ratios = [4.5, 2.0, 0.5, 7.0]
+    samples = [(11, 12, 13, 14), (15, 16, 17, 18), (21, 22), (23, 24)]
+    batch = make_batch([(5, 6)] * 2 + [(8, 9)] * 2, samples, group=[0, 0, 1, 1], advantages=[1.0, -1.0, 1.0, -1.0])
+    batch = batch.with_weights("token_mean", max_tokens=4)
+    trainer = make_trainer(replace(TABLE[row], kl_coef=0.0), exact=True)
+    old = trainer.logprobs(batch)
+    old[:2, 2:6] -= np.log(ratios)
+    clipped = {  # of the good: 4.5, 2 and 7 above 1.2; of the bad: 0.5 below 0.8, and for dual_clip 4.5 and 7 beyond 3
+        "grpo": 3 + 1,
+        "dual_clip": 3 + 3,
+        "cispo": 1 + 1,  # 7 is above 5, whichever the advantage's sign
+    }
+    assert trainer.policy_update(replace(batch, old_logprobs=old))["loss/clipped_frac"] == pytest.approx(clipped[row] / 12)
+
+
+def test_a_divergence_leaves_out_tokens_that_are_not_finite(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(replace(GRPO, kl_in="reward", kl_coef=0.1))
+    batch = batch_of_six()
+    policy, reference = trainer.logprobs(batch), trainer.logprobs(batch, of_reference=True) - 0.5
+    policy[0, 4], policy[1, 3] = -math.inf, math.nan
+    monkeypatch.setattr(trainer, "logprobs", lambda _, of_reference=False: reference if of_reference else policy)
+    lengths = np.array([len(sample) for _, sample in FLAT])
+    assert trainer.sequence_divergence(batch) == pytest.approx(0.5 * (lengths - [1, 1, 0, 0, 0, 0]), abs=1e-5)

@@ -12,9 +12,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from grpo.algorithm import GRPO, TABLE, load_algorithm
+from grpo.algorithm import GRPO, TABLE, Algorithm, load_algorithm
 from grpo.algorithm.advantages import group_centre
 from grpo.config import RewardUse, RlStage, Tags
+from grpo.errors import TrainingError
 from grpo.loading import load_recipe
 from grpo.run.records import JsonLines
 from grpo.run.watch import Watch
@@ -166,6 +167,17 @@ def test_a_group_whose_sums_are_equal_has_signal_where_each_reward_is_normalised
     unnormalised = replace(TABLE["gdpo"], batch_normalise=False)
     half = 0.5 / math.sqrt(2)
     assert group_advantages(unnormalised, [group], weights).ravel().tolist() == pytest.approx([half, -half])
+
+
+@pytest.mark.parametrize(
+    ("row", "reward"), [(TABLE["dr_grpo"], math.inf), (replace(GRPO, name="mine", advantage=lambda rewards, _: rewards / 0.0), 1.0)]
+)
+def test_advantages_that_are_no_numbers_name_prompt_and_rewards(row: Algorithm, reward: float) -> None:
+    group = group_of({"math": reward}, {"math": 0.0}, weights={"math": 1.0})
+    with pytest.raises(
+        TrainingError, match=f"algorithm '{row.name}' gave prompt 'a' the advantages .*, from the rewards {reward:g}, 0; keep"
+    ):
+        group_advantages(row, [group], {"math": 1.0})
 
 
 def test_a_step_sums_counts_and_keeps_the_largest_of_maxima() -> None:
