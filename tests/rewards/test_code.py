@@ -167,7 +167,7 @@ WRONG = [
     ("def f(case):\n    case.is_ready = lambda: True", CASE + "assert case.is_ready()", "another function in an attribute of it"),
     ("def f(case):\n    case.computed = True", CASE + "assert case.computed", "a value for what its class computes"),
     ("def f(case):\n    case.__class__.is_right = lambda self: True", CASE + "assert case.is_right()", "another method for its class"),
-    ("def f(case):\n    case.is_right.__func__.__globals__['case'].__dict__['computed'] = True", CASE + "assert case.computed", "its method's insides"),
+    ("def f(case):\n    case.is_right.__func__.__globals__['case'].__dict__['computed'] = True", CASE + "assert case.computed", "its method"),
     ("def f(case):\n    case.modules[0].__loader__", CASE + "assert case.modules is None", "a module it refers to, which stays where it is"),
     ("def f(case):\n    case.peer_.ask('setattr', 'text', 'computed', True)", CASE + "assert case.computed", "a request about something else"),
     ("def f(g):\n    return g.gi_frame.f_globals", "assert f(x for x in [1])", "a look into a generator"),
