@@ -70,6 +70,9 @@ class Filters(Strict):
     duplicates: Literal["exact", "near"] | None = Field(None, description="leave out prompts that repeat an earlier one of this source")
     similarity: Annotated[float, Field(ge=0.5, le=1)] = Field(0.8, description="Jaccard index from which prompts are near duplicates")
     decontaminate: bool = Field(False, description="leave out prompts that share words in a row with a held-out one")
+    unreadable_gold: Literal["leave_out"] | None = Field(
+        None, description="leave out rows whose gold answer a required reward of their samples cannot read; by default they are reported"
+    )
     decontaminate_words: PositiveInt = Field(13, description="so many in a row; a shorter held-out prompt counts as a whole")
 
 

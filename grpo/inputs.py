@@ -63,9 +63,20 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
             yield from _evaluation(stage.evaluation, columns, base, (*at, "evaluation"))
     if recipe.evaluation:
         yield from _evaluation(recipe.evaluation, columns, base, ("evaluation",))
+    yield from _unread_golds(recipe, base)
 
 
 # --- Data -----------------------------------------------------------------------------------------
+
+
+def _unread_golds(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """A filter by gold answers needs a reward that reads them."""
+    from grpo.data.golds import reading_uses
+
+    for name, source in recipe.data.items():
+        if source.filters.unreadable_gold is not None and not reading_uses(recipe, name, base):
+            text = f"no required reward that reads gold answers, such as math, judges samples of {name!r}; delete this filter"
+            yield Finding(("data", name, "filters", "unreadable_gold"), text, (("data", name),))
 
 
 def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset[str] | None, list[Finding]]:

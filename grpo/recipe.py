@@ -62,20 +62,23 @@ def run_recipe(
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
     previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
     pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
-    try_before_the_run(loaded.recipe, loaded.base, pending).raise_problems()
+    trial = try_before_the_run(loaded.recipe, loaded.base, pending)
+    trial.raise_problems()
     with run.held():
         if redo is not None:
             _forget(loaded, run, redo)
-        return _run(loaded, run, make_plan(loaded, run))
+        return _run(loaded, run, make_plan(loaded, run), trial.refused)
 
 
-def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, Any]:
+def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warnings: Sequence[str] = ()) -> dict[str, Any]:
     recipe = loaded.recipe
     refresh = ReportRefresh(run.path)
     with Progress(len(plan), after_step=refresh.if_due) as progress, Interruption(progress.say) as interruption:
         if all(planned.is_done for planned in plan):
             progress.say(f"{recipe.name}: already complete, see {run.path / 'report.html'}")
             return _write_summary(loaded, run, plan, "complete")
+        for warning in warnings:
+            progress.say(warning)
         settled = _settled_before(loaded, run, plan)
         artifacts: dict[str, Artifact] = {}
         from grpo.stages import runner_of

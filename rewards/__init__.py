@@ -13,7 +13,7 @@ settings, and it returns a float, or None to abstain::
 that can be killed.
 """
 
-from rewards.canary import canary_problems, refused_golds, right_completions
+from rewards.canary import canary_problems, read_golds, refused_golds, right_completions
 from rewards.errors import RewardError, Undecidable
 from rewards.function import RESERVED, Noted, RewardFn, reward
 from rewards.load import SHIPPED, check_reward, load_reward
@@ -33,6 +33,7 @@ __all__ = [
     "canary_problems",
     "check_reward",
     "load_reward",
+    "read_golds",
     "reward",
     "right_completions",
     "refused_golds",

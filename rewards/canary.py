@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.equality import plain_number, same_number
 from rewards.runtime import RewardRuntime, Scored, ScoreInput
@@ -15,6 +15,9 @@ from rewards.words import words
 CANARY_ROWS = 8
 MAX_GOLDS_READ = 5000
 """A gold answer that is no plain number takes milliseconds to read; more of them are half a minute."""
+CONTROLS = {"\f": "f", "\b": "b", "\a": "a", "\v": "v", "\t": "t", "\r": "r"}
+LOST = re.compile(rf"([{''.join(CONTROLS)}])([A-Za-z]+)")
+"""A control character that is no part of an answer: JSON or Python made it of a backslash and a letter."""
 RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
 
 
@@ -22,6 +25,13 @@ def right_completions(think_tag: str = "think", answer_tag: str = "answer") -> l
     """Well-formed completions with {answer} where the answer belongs, in a box and bare: a reward that takes one of them is sound."""
     forms = (r"\boxed{{answer}}", "{answer}")
     return [f"<{think_tag}> see below </{think_tag}> <{answer_tag}> {form} </{answer_tag}>" for form in forms]
+
+
+class GoldsRead(NamedTuple):
+    """Rows whose gold answers are no good, and how many rows were looked at."""
+
+    refused: list[int]
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -40,27 +50,77 @@ def canary_trials(
     rows: Sequence[Mapping[str, Any]],
     render: Callable[[str], str],
     *,
+    name: str | None = None,
     num_rows: int | None = CANARY_ROWS,
     column: str = "answer",
+    skip: Container[int] = (),
 ) -> list[Trial]:
-    """Scores each row's gold answer, and up to two unequal ones of other rows, by all rewards of the runtime in one batch.
+    """Scores each row's gold answer, then up to two unequal ones of the rows after it that scored 1 there, by all rewards of the runtime.
 
     render     a well-formed completion around an answer
+    name       the reward that says what is right; by default the runtime's accuracy reward, or its only one
     num_rows   rows to try, spread over all; None tries every row, which finds each gold answer that can't be read
+    skip       rows that are not tried
+
+    Of a gold answer that is a list, all parts together must score 1, or each of them: what scored least is its trial.
     """
-    step = 1 if num_rows is None else max(1, len(rows) // num_rows)
-    chosen = list(range(0, len(rows), step))[:num_rows]
-    golds = sorted({str(rows[index].get(column)) for index in chosen})
+    name = name or runtime.accuracy or next(iter(runtime.rewards))
+    there = [index for index in range(len(rows)) if index not in skip]
+    step = 1 if num_rows is None else max(1, len(there) // num_rows)
+    chosen = there[::step][:num_rows]
+    golds = {index: gold_texts(rows[index].get(column)) for index in chosen}
+    tried = _scored(runtime, rows, render, [(index, text, True) for index in chosen for text in golds[index]])
+    right = {index: _gold_trial([trial for trial in tried if trial.row == index], name) for index in chosen}
+    readable = [index for index in chosen if _is_right(right[index], name)]
     cases = []
-    for index in chosen:
-        gold = str(rows[index].get(column))
-        cases.append((index, gold, True))
-        cases += [(index, other, False) for other in _unequal(gold, golds, most=2)]
+    for number, index in enumerate(chosen):
+        after = sorted([*chosen[number + 1 :], *chosen[:number]], key=lambda other: other not in readable)
+        cases += [(index, other, False) for other in _unequal(golds[index][0], dict.fromkeys(golds[other][0] for other in after), most=2)]
+    if cases:  # with a right one before them: a reward that fails on wrong answers alone is not one that fails on everything
+        first = right[readable[0] if readable else chosen[0]]
+        tried = _scored(runtime, rows, render, [(first.row, first.answer, True), *cases])[1:]
+    wrong = [trial for trial in tried if not trial.is_gold]
+    return [trial for index in chosen for trial in (right[index], *(trial for trial in wrong if trial.row == index))]
+
+
+def gold_texts(gold: Any) -> list[str]:
+    """How a gold answer may be written: as it is, and a list as all of its parts, then as each of them."""
+    if not isinstance(gold, list | tuple) or not gold:
+        return ["" if gold is None else str(gold)]
+    parts = [str(part) for part in gold]
+    return parts if len(parts) == 1 else [", ".join(parts), *parts]
+
+
+def lost_backslash(gold: str) -> str | None:
+    r"""What a control character in a gold answer is about: JSON reads \frac with one backslash as a form feed and "rac". None for none."""
+    if not (found := LOST.search(gold)):
+        return None
+    return f"lost its backslash before {CONTROLS[found[1]]}{found[2]}: write \\\\{CONTROLS[found[1]]}{found[2]} in JSON"
+
+
+def _scored(
+    runtime: RewardRuntime, rows: Sequence[Mapping[str, Any]], render: Callable[[str], str], cases: Sequence[tuple[int, str, bool]]
+) -> list[Trial]:
     completions = [render(answer) for _, answer, _ in cases]
     inputs = [ScoreInput(_columns(rows[index], text)) for (index, _, _), text in zip(cases, completions, strict=True)]
     rules = {each: spec.weight for each, spec in runtime.specs.items() if not runtime.rewards[each].options.by_model}  # opinions cost
     scored = runtime.score(inputs, rules)
     return [Trial(*case, text, result) for case, text, result in zip(cases, completions, scored, strict=True)]
+
+
+def _gold_trial(trials: Sequence[Trial], name: str) -> Trial:
+    """Of the ways to write a row's gold answer: all of its parts if that is right, else the part that scores least."""
+    whole, *parts = trials
+    return whole if not parts or _is_right(whole, name) else min(parts, key=lambda trial: _value(trial, name))
+
+
+def _is_right(trial: Trial, name: str) -> bool:
+    return _value(trial, name) == 1
+
+
+def _value(trial: Trial, name: str) -> float:
+    value = trial.scored.parts.get(name)
+    return -float("inf") if value is None else value
 
 
 def canary_problems(
@@ -71,6 +131,7 @@ def canary_problems(
     name: str | None = None,
     num_rows: int | None = CANARY_ROWS,
     column: str = "answer",
+    skip: Container[int] = (),
 ) -> list[str]:
     """One line for each row in which the accuracy reward can't be trusted; see problems_of and canary_trials.
 
@@ -79,27 +140,59 @@ def canary_problems(
     name = name or runtime.accuracy
     if name is None or runtime.rewards[name].options.by_model or not rows:
         return []
-    trials = canary_trials(runtime, rows, render, num_rows=num_rows, column=column)
+    trials = canary_trials(runtime, rows, render, name=name, num_rows=num_rows, column=column, skip=skip)
     return problems_of(trials, rows, name, name in runtime.required, runtime.rewards[name].options.check_gold)
 
 
 def refused_golds(
     runtime: RewardRuntime, rows: Sequence[Mapping[str, Any]], render: Callable[[str], str], *, name: str, column: str = "answer"
 ) -> list[int]:
-    """Rows whose own gold answer reward ``name`` cannot read, or in time, or not find right: nothing that the policy says to them will be.
+    """Rows whose own gold answer reward ``name`` cannot read; see read_golds, of MAX_GOLDS_READ different ones."""
+    return read_golds(runtime, rows, render, name=name, column=column, most=MAX_GOLDS_READ).refused
 
-    Plain numbers are taken as read. Of the others MAX_GOLDS_READ different ones are tried, spread over all. Raises RewardError like the runtime.
+
+def read_golds(
+    runtime: RewardRuntime,
+    rows: Sequence[Mapping[str, Any]],
+    render: Callable[[str], str],
+    *,
+    name: str,
+    column: str = "answer",
+    most: int | None = None,
+) -> GoldsRead:
+    """Rows whose own gold answer reward ``name`` cannot read, or in time, or not find right, or has something against the form of: nothing
+    that the policy says to them will be right.
+
+    Plain numbers are taken as read where the reward has a say about forms. Of the others ``most`` different ones are tried, spread over all; by
+    default every one.
+    Raises RewardError like the runtime.
     """
-    by_gold: dict[str, list[int]] = {}
+    fn = runtime.rewards[name]
+    check_gold = fn.options.check_gold
+    of_gold = [known for known in (*fn.columns, *fn.optional) if known not in RESERVED_VALUES and known != "completion"]
+    num_plain, same = 0, dict[str, list[int]]()
     for index, row in enumerate(rows):
         gold = row.get(column)
-        if plain_number(str(gold)) is None:
-            by_gold.setdefault("" if gold is None else str(gold), []).append(index)
-    golds = list(by_gold)
-    golds = golds[:: len(golds) // (MAX_GOLDS_READ + 1) + 1]
-    inputs = [ScoreInput(_columns(rows[by_gold[gold][0]], render(gold))) for gold in golds]
+        if check_gold is not None and not isinstance(gold, list | tuple | Mapping) and plain_number(str(gold)) is not None:
+            num_plain += 1
+        else:
+            same.setdefault(repr(["" if (value := row.get(known)) is None else value for known in (column, *of_gold)]), []).append(index)
+    looked_at = list(same.values())
+    if most is not None:
+        looked_at = looked_at[:: len(looked_at) // (most + 1) + 1]
+    cases = [(indices[0], text, True) for indices in looked_at for text in gold_texts(rows[indices[0]].get(column))]
+    inputs = [ScoreInput(_columns(rows[index], render(text))) for index, text, _ in cases]
     scored = runtime.score(inputs, {name: 1.0}) if inputs else []
-    return sorted(index for gold, result in zip(golds, scored, strict=True) if result.parts[name] != 1 for index in by_gold[gold])
+    values: dict[int, list[float | None]] = {}
+    for (index, _, _), result in zip(cases, scored, strict=True):
+        values.setdefault(index, []).append(result.parts[name])
+    refused = []
+    for indices in looked_at:
+        whole, *parts = values[indices[0]]
+        is_right = whole == 1 or (bool(parts) and all(value == 1 for value in parts))
+        form = check_gold and check_gold(gold_texts(rows[indices[0]].get(column))[0])
+        refused += [] if is_right and not form else indices
+    return GoldsRead(sorted(refused), num_plain + sum(map(len, looked_at)))
 
 
 def problems_of(

@@ -43,6 +43,7 @@ class Options:
     gold           the column that says what is right, for an accuracy reward: where required, it is tried on it before training
     write          from that to how an answer says it, in a fence, say (by default in a box)
     check_gold     from a gold answer to what is wrong with its form in one line, or None; asked before training, by the canary
+    reads_gold     a gold answer may be one that it cannot read, and it tells soon: all of them are tried before training
     by_model       a model gives it, so a policy can learn to please it: watched against the rewards that follow rules
     """
 
@@ -58,6 +59,7 @@ class Options:
     deadline: Callable[..., float] | None = None
     alone: bool = False
     check_gold: Callable[[str], str | None] | None = None
+    reads_gold: bool = False
     by_model: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +116,11 @@ class RewardFn:
     @property
     def undecidable(self) -> float | None:
         return self.options.undecidable
+
+    @property
+    def reads_gold(self) -> bool:
+        """Are all gold answers tried on it before training?"""
+        return self.options.gold is not None and (self.options.reads_gold or self.options.check_gold is not None)
 
     def __call__(self, **values: Any) -> Any:
         """Calls it here and now, in this process. Names that it does not ask for are ignored."""

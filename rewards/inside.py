@@ -2,7 +2,7 @@
 
 The sandboxed interpreter gets this file compiled, and imports nothing but the standard library, as little of it as it can: a sandbox's start is
 most of what a score costs. Answer and tests run in two sandboxes and share one socket, a line of JSON a message. Only plain data crosses it;
-any other object stays with the answer, and the tests hold a Remote of it. So an answer never sees what it is compared with, cannot reach the
+any other object stays on its side, and the other side holds a Remote of it. So an answer never sees what it is compared with, cannot reach the
 verdict, and cannot bring along an object that equals everything.
 """
 
@@ -26,10 +26,12 @@ EXACT = {"Decimal": "decimal", "Fraction": "fractions"}
 """Numbers that travel as their text, and the modules they are from."""
 
 AMONG_OBJECTS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lt", "le", "gt", "ge")
-OF_ONE_OBJECT = ("len", "next", "str", "repr", "getitem", "setitem", "delitem", "neg", "abs")
+OF_ONE_OBJECT = ("len", "bool", "next", "aiter", "anext", "str", "repr", "getitem", "setitem", "delitem", "neg", "abs")
+OF_FUNCTIONS = ("__name__", "__qualname__", "__doc__", "__defaults__", "__kwdefaults__")
+"""The only attributes with two underscores that are asked for from afar."""
 OPERATIONS: dict[str, Callable] = {
     "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
-    **{name: getattr(builtins, name) for name in ("getattr", "setattr", "iter", "len", "next", "str", "repr")},
+    **{name: getattr(builtins, name) for name in ("getattr", "setattr", "iter", "len", "bool", "next", "aiter", "anext", "str", "repr")},
     **{name: getattr(operator, name) for name in (*AMONG_OBJECTS, "eq", "getitem", "setitem", "delitem", "neg", "abs")},
 }
 
@@ -43,6 +45,8 @@ class Peer(ABC):
 
     def __init__(self, channel_fd: int):
         self._reader, self._writer = os.fdopen(channel_fd, "rb"), os.fdopen(os.dup(channel_fd), "wb")
+        self._kept: list[Any] = []
+        self._remotes: dict[int, Remote] = {}
 
     def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
         """The other side's result, or its exception as the nearest builtin one. Lists, dicts and sets that it changed are changed here."""
@@ -78,6 +82,13 @@ class Peer(ABC):
 
     @abstractmethod
     def unpack_object(self, kind: str, content: Any) -> Any: ...
+
+    def keep(self, value: Any) -> int:
+        """The number under which the other side knows an object of this one."""
+        number = next((number for number, kept in enumerate(self._kept) if kept is value), len(self._kept))
+        if number == len(self._kept):
+            self._kept.append(value)
+        return number
 
     def pack(self, value: Any) -> Any:
         """Plain data as JSON; of a subclass, the plain part."""
@@ -138,20 +149,32 @@ class Answer(Peer):
     def __init__(self, channel_fd: int, names: dict[str, Any]):
         super().__init__(channel_fd)
         self._names = names
-        self._kept: list[Any] = []
+        self._loop: Any = None
 
     def do(self, operation: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        return self._names[arguments[0]] if operation == "name" else OPERATIONS[operation](*arguments, **keywords)
+        if operation == "name":
+            return self._names[arguments[0]]
+        return self._result_of(*arguments) if operation == "await" else OPERATIONS[operation](*arguments, **keywords)
+
+    def _result_of(self, awaitable: Any) -> Any:
+        """All that is awaited runs in one event loop, as it would within one program."""
+        import asyncio
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(awaitable)
 
     def pack_object(self, value: Any) -> dict[str, Any]:
         if isinstance(value, _Callback):
             return {"callback": value.number}
-        number = next((number for number, kept in enumerate(self._kept) if kept is value), len(self._kept))
-        if number == len(self._kept):
-            self._kept.append(value)
-        return {"object": number}
+        if isinstance(value, Lent):
+            return {"lent": value.number_}
+        return {"awaitable" if hasattr(type(value), "__await__") else "object": self.keep(value)}
 
     def unpack_object(self, kind: str, content: Any) -> Any:
+        if kind == "lent":
+            return self._remotes.setdefault(content, Lent(self, content))
         return self._kept[content] if kind == "object" else _Callback(self, content)
 
 
@@ -166,28 +189,73 @@ class _Callback:
 
 
 class Tests(Peer):
-    """The side of the tests: it asks, decides, and lets its own functions be called, but not looked into."""
+    """The side of the tests: it asks, decides, and lets its own functions be called, but not looked into.
+
+    Objects of classes that the tests define, and plain iterators, are lent to the answer: it may use them, but never replace what they do.
+    """
 
     def __init__(self, channel_fd: int):
         super().__init__(channel_fd)
-        self._remotes: dict[int, Remote] = {}
         self._callbacks: list[Callable] = []
 
     def do(self, operation: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        if operation != "callback":
-            raise PermissionError("an answer may call the tests' functions, and do nothing else")
-        return self._callbacks[arguments[0]](*arguments[1:], **keywords)
+        if operation == "callback":
+            return self._callbacks[arguments[0]](*arguments[1:], **keywords)
+        if operation not in OPERATIONS or not arguments or not _is_permitted(operation, *arguments):
+            raise PermissionError("an answer may call the tests' functions, use the objects that they lend it, and do nothing else")
+        value = OPERATIONS[operation](*arguments, **keywords)
+        try:
+            self.pack(value)
+        except UnsupportedError as error:  # what an answer finds by looking around is not what the tests hand over
+            raise AttributeError(str(error)) from None
+        return value
 
     def pack_object(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Remote):
             return {"object": value.number_}
+        if _is_of_tests(value) or _is_iterator(value):
+            return {"lent": self.keep(value)}
         if not callable(value):
-            raise UnsupportedError(f"the tests pass a {type(value).__name__} to the answer; only plain data and functions can travel")
+            kind = type(value).__name__
+            raise UnsupportedError(
+                f"the tests pass a {kind} to the answer; only plain data, functions and objects of their own classes can travel"
+            )
         self._callbacks.append(value)
         return {"callback": len(self._callbacks) - 1}
 
     def unpack_object(self, kind: str, content: Any) -> Any:
-        return self._remotes.setdefault(int(content), Remote(self, int(content))) if kind == "object" else self._callbacks[content]
+        if kind == "lent":
+            return self._kept[content]
+        if kind == "callback":
+            return self._callbacks[content]
+        number = int(content)
+        return self._remotes.setdefault(number, RemoteAwaitable(self, number) if kind == "awaitable" else Remote(self, number))
+
+
+def _is_of_tests(value: Any) -> bool:
+    return type(value).__module__ == "tests"
+
+
+def _is_iterator(value: Any) -> bool:
+    """A generator or the like, which has nothing to it but its next item."""
+    return hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools")
+
+
+def _is_permitted(operation: str, owner: Any, name: Any = "", *_: Any) -> bool:
+    """What an answer may do with an object of the tests. A method, or what a class computes, cannot be set: it may be part of a check."""
+    if _is_iterator(owner):
+        return operation in ("iter", "next")
+    if not _is_of_tests(owner):
+        return False
+    if operation not in ("getattr", "setattr"):
+        return True
+    if not isinstance(name, str) or name.startswith("__"):
+        return False
+    if operation == "getattr":
+        return True
+    of_class = next((vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind)), None)
+    is_computed = hasattr(type(of_class), "__get__") and not hasattr(type(of_class), "__set__")
+    return not is_computed and not callable(vars(owner).get(name) if hasattr(owner, "__dict__") else None)
 
 
 class Remote:
@@ -197,14 +265,16 @@ class Remote:
     says of itself beside a value of the tests counts for nothing.
     """
 
-    def __init__(self, peer: Tests, number: int):
+    is_lent_ = False
+
+    def __init__(self, peer: Peer, number: int):
         vars(self).update(peer_=peer, number_=number)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.peer_.ask("call", self, *arguments, **keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name not in OF_FUNCTIONS:
             raise AttributeError(name)
         return self.peer_.ask("getattr", self, name)
 
@@ -220,7 +290,7 @@ class Remote:
                 return
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Remote) and self.peer_.ask("eq", self, other) is True)
+        return self is other or ((self.is_lent_ or isinstance(other, Remote)) and self.peer_.ask("eq", self, other) is True)
 
     def __hash__(self) -> int:
         return hash(self.number_)
@@ -231,34 +301,84 @@ def _own(name: str) -> Callable:
 
 
 def _among(name: str) -> Callable:
-    return lambda self, other: self.peer_.ask(name, self, other) if isinstance(other, Remote) else NotImplemented
+    return lambda self, other: self.peer_.ask(name, self, other) if self.is_lent_ or isinstance(other, Remote) else NotImplemented
 
 
 for _name in OF_ONE_OBJECT:
     setattr(Remote, f"__{_name}__", _own(_name))
 for _name in AMONG_OBJECTS:
     setattr(Remote, f"__{_name.strip('_')}__", _among(_name))
+Remote.__doc__ = property(lambda self: self.peer_.ask("getattr", self, "__doc__"))  # type: ignore[assignment]
 
 
-def run_tests(tests: Sequence[str], names: Sequence[str], peer: Tests) -> list[bool]:
-    """Which of the tests pass, each run with the answer's ``names`` and nothing left from the one before."""
-    found = {}
+class RemoteAwaitable(Remote):
+    """A coroutine or the like of the answer. Awaited by the tests, or run by asyncio.run, it runs to its end where it is."""
+
+    def __await__(self) -> Iterator[Any]:
+        return self.peer_.ask("await", self)
+        yield  # what makes it an iterator
+
+    def send(self, _: Any) -> None:
+        raise StopIteration(self.peer_.ask("await", self))
+
+    def __next__(self) -> None:
+        self.send(None)
+
+    def throw(self, error: BaseException, *_: Any) -> None:
+        raise error
+
+    def close(self) -> None:
+        pass
+
+
+class Lent(Remote):
+    """An object of the tests, in the hands of the answer: what it says of itself is the tests' word."""
+
+    is_lent_ = True
+    __hash__ = Remote.__hash__
+
+
+def run_tests(tests: Sequence[str], setups: Sequence[int], names: Sequence[str], peer: Tests) -> list[bool]:
+    """Which of the tests pass, each run with the answer's ``names`` and what the setups before it left, and nothing from other tests.
+
+    setups   numbers of those tests that test nothing: imports, definitions, assignments
+    """
+    space = vars(_new_module("tests"))
     for name in names:
         try:
-            found[name] = peer.ask("name", name)
+            space[name] = peer.ask("name", name)
         except (KeyError, ConnectionError):
             pass
-    return [_passes(test, dict(found)) for test in tests]
+    passed = []
+    for number, test in enumerate(tests):
+        before = dict(space)
+        is_passed = _passes(test, space)
+        if number in setups:
+            continue
+        passed.append(is_passed)
+        space.clear()
+        space.update(before)
+    return passed
 
 
-def _passes(test: str, names: dict[str, Any]) -> bool:
+def _passes(test: str, space: dict[str, Any]) -> bool:
     try:
-        exec(compile(test, "test", "exec"), {"__name__": "tests", **names})
+        exec(compile(test, "test", "exec", dont_inherit=True), space)
     except UnsupportedError:
         raise
+    except ModuleNotFoundError as error:
+        if error.name:  # the answer's exceptions arrive without one
+            raise UnsupportedError(f"the tests import {error.name!r}, and the sandbox has Python's standard library only") from None
+        return False
     except BaseException:
         return False
     return True
+
+
+def _new_module(name: str) -> Any:
+    """An empty module that the import system knows, as dataclasses and the like want it."""
+    sys.modules[name] = module = type(sys)(name)
+    return module
 
 
 def _overwrite(old: Any, new: Any) -> None:
@@ -304,27 +424,28 @@ def enter(uid: int, cpu_s: int, memory_bytes: int, processes: int, file_bytes: i
 
 def main(start: dict[str, Any], job: dict[str, Any]) -> None:
     sys.set_int_max_str_digits(0)
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # the interpreter runs without site, which brings them
     enter(**start["limits"])
     os.write(start["ready_fd"], b"1")
     os.close(start["ready_fd"])
     if job["role"] == "tests":
-        judge(job["tests"], job["names"], start["channel_fd"])
+        judge(job["tests"], job["setups"], job["names"], start["channel_fd"])
         return
     if job["role"] == "answer":
         os.dup2(2, 1)  # what it prints is nobody's business, and must not fill a pipe
-    names = {"__name__": "__main__" if job["role"] == "program" else "answer"}
-    exec(compile(job["code"], "answer.py", "exec"), names)
+    names = vars(_new_module("__main__" if job["role"] == "program" else "answer"))
+    exec(compile(job["code"], "answer.py", "exec", dont_inherit=True), names)
     if job["role"] == "answer":
         Answer(start["channel_fd"], names).serve_for_ever()
 
 
-def judge(tests: Sequence[str], names: Sequence[str], channel_fd: int) -> None:
+def judge(tests: Sequence[str], setups: Sequence[int], names: Sequence[str], channel_fd: int) -> None:
     """Prints the verdict, where nothing else is printed."""
     import json
 
     with os.fdopen(os.dup(1), "w") as verdict:
         os.dup2(2, 1)
         try:
-            json.dump({"passed": run_tests(tests, names, Tests(channel_fd))}, verdict)
+            json.dump({"passed": run_tests(tests, setups, names, Tests(channel_fd))}, verdict)
         except UnsupportedError as error:
             json.dump({"unsupported": str(error)}, verdict)

@@ -9,6 +9,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.errors import RewardError, one_line
 from rewards.function import RESERVED, Options, RewardFn, with_settings
+from rewards.prints import printing_to_stderr
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -50,7 +52,7 @@ def load_reward(ref: str, /, *, base: Path | str | None = None, **settings: Any)
 
 def build_reward(ref: str, settings: Mapping[str, Any], base: Path | str | None = None) -> RewardFn:
     """load_reward with the settings as a mapping, so that a setting may have any name."""
-    fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings, Path(base or "."))
+    fn, problems = _read(ref, settings, Path(base or "."))
     if problems:
         raise RewardError("\n".join(problems))
     return fn
@@ -58,7 +60,7 @@ def build_reward(ref: str, settings: Mapping[str, Any], base: Path | str | None 
 
 def describe_reward(ref: str, base: Path | str | None = None) -> RewardFn:
     """What ``ref`` names, to be read about: a setting that has no default is inspect.Parameter.empty."""
-    return _describe(ref, _find(ref, Path(base or ".")), {}, Path(base or "."))[0]
+    return _read(ref, {}, Path(base or "."))[0]
 
 
 def installed_rewards() -> dict[str, str]:
@@ -74,7 +76,7 @@ def check_reward(
     A reward of the user's own is imported for this; the shipped ones are light.
     """
     try:
-        fn, problems = _describe(ref, _find(ref, Path(base or ".")), settings, Path(base or "."))
+        fn, problems = _read(ref, settings, Path(base or "."))
     except RewardError as error:
         return [str(error)]
     if columns is not None:
@@ -86,6 +88,12 @@ def missing_column(name: str, columns: Collection[str]) -> str:
     """column 'answer' not found; found ['question', 'solution']; did you mean 'solution'?"""
     synonyms = [column for same in SAME_MEANING if name in same for column in columns if column in same]
     return f"column {name!r} not found; found {sorted(columns)}{_did_you_mean(name, columns, synonyms)}"
+
+
+def _read(ref: str, settings: Mapping[str, Any], base: Path) -> tuple[RewardFn, list[str]]:
+    """The reward, and what is wrong with it or its settings. What somebody's code prints meanwhile is no output of ours."""
+    with nullcontext() if ref in SHIPPED else printing_to_stderr():
+        return _describe(ref, _find(ref, base), settings, base)
 
 
 def _find(ref: str, base: Path) -> Callable:

@@ -1,18 +1,25 @@
-"""Processes that can be killed: a pebble pool whose workers start light, end with their parent and cannot eat all memory."""
+"""Processes that can be killed: a pebble pool whose workers start light, end with their parent and take along what they started."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.util import Finalize
 from typing import Any
+from uuid import uuid4
+
+from rewards.children import end_children_of_the_dead, end_own_children, own_children
+from rewards.prints import print_to_stderr
 
 is_worker = False
 """True in a process of a pool: what runs here can be killed already."""
@@ -31,6 +38,7 @@ class Processes:
         self._pool: Any = None
         self._pid = 0
         self._lock = threading.Lock()
+        self._name, self._context = uuid4().hex, _LightContext()
 
     def submit(self, function: Callable, *args: Any, deadline_s: float) -> Future:
         """Runs an importable function. The future ends in its result, its error, TimeoutError (killed at the deadline, which begins when
@@ -56,8 +64,13 @@ class Processes:
                     raise
         raise AssertionError
 
+    def end_children_of_the_dead(self) -> None:
+        """Kills what those of them that have died had started and left running."""
+        if self._pid == os.getpid():
+            end_children_of_the_dead(self._name, self._context.pids)
+
     def close(self) -> None:
-        """Kills them, whatever they are doing. A later submit starts new ones."""
+        """Kills them, whatever they are doing, and all that they started. A later submit starts new ones."""
         with self._lock:
             if self._pool is not None and self._pid == os.getpid():
                 self._stop()
@@ -65,22 +78,33 @@ class Processes:
     def _start(self) -> Any:
         from pebble import ProcessPool
 
-        start = (os.getpid(), self._memory_gib, self._prepare, self._prepare_args)
-        return ProcessPool(self._count, initializer=_begin, initargs=start, context=_LightContext())
+        start = (os.getpid(), self._name, self._memory_gib, self._prepare, self._prepare_args)
+        atexit.register(_close_if_there, weakref.ref(self))
+        return ProcessPool(self._count, initializer=_begin, initargs=start, context=self._context)
 
     def _stop(self) -> None:
         pool, self._pool = self._pool, None
         pool.stop()
         pool.join()
+        end_children_of_the_dead(self._name, self._context.pids)
+        self._context.pids.clear()
 
 
-def _begin(parent: int, memory_gib: float | None, prepare: Callable[..., None] | None, prepare_args: tuple) -> None:
+def _close_if_there(processes: weakref.ref[Processes]) -> None:
+    if (one := processes()) is not None:
+        one.close()
+
+
+def _begin(parent: int, pool: str, memory_gib: float | None, prepare: Callable[..., None] | None, prepare_args: tuple) -> None:
     """The first thing a worker does."""
     global is_worker
     is_worker = True
+    print_to_stderr()
+    own_children(pool)
+    Finalize(None, end_own_children, args=(pool,), exitpriority=0)  # where it ends by itself, because its parent is no more
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for Python code to go on; the default ends a loop in C too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; what it means is the parent's to say
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, pool), daemon=True).start()
     if memory_gib is not None and sys.platform == "linux":
         import resource
 
@@ -91,23 +115,40 @@ def _begin(parent: int, memory_gib: float | None, prepare: Callable[..., None] |
         prepare(*prepare_args)
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int, pool: str) -> None:
     while os.getppid() == parent:
         time.sleep(1)
+    end_own_children(pool)
     os._exit(1)
 
 
 class _LightProcess(SpawnProcess):
     """A spawned process that does not import the driver's __main__: that may load torch, or lack a main guard and start all over again."""
 
+    pids: set[int]
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         with _nameless_main():
             return SpawnProcess._Popen(process_obj)
 
+    def start(self) -> None:
+        super().start()
+        assert self.pid is not None
+        self.pids.add(self.pid)
+
 
 class _LightContext(SpawnContext):
-    Process = _LightProcess
+    """Makes such processes, and keeps the ids of all that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pids: set[int] = set()
+
+    def Process(self, *args: Any, **keywords: Any) -> _LightProcess:  # type: ignore[override]
+        process = _LightProcess(*args, **keywords)
+        process.pids = self.pids
+        return process
 
 
 _main_lock = threading.Lock()

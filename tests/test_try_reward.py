@@ -85,7 +85,7 @@ def test_a_sound_reward_passes_and_its_completions_are_scored(reward: Reward, tm
     ("ref", "says"),
     [
         ("./mine.py:zero", "row 0: its own gold answer '2' scores 0.0 by 'zero', not 1; row: {'question': '1 + 1', 'answer': '2'"),
-        ("./mine.py:pleased", "row 0: the wrong answer '10' scores 1 by 'pleased', not 0; row: {'question': '1 + 1', 'answer': '2'"),
+        ("./mine.py:pleased", "row 0: the wrong answer '4' scores 1 by 'pleased', not 0; row: {'question': '1 + 1', 'answer': '2'"),
     ],
 )
 def test_a_reward_that_lies_fails_with_the_rows_shown(reward: Reward, ref: str, says: str) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config import DataSource, Recipe
+from grpo.data.golds import GoldReader
 from grpo.data.held_out import held_out_sources
 from grpo.data.sources import Sources
 from grpo.errors import DataError
+from rewards.canary import MAX_GOLDS_READ
 
 LARGEST_FILE_BYTES = 2**28
 LOCAL = ("jsonl", "json", "csv", "parquet", "folder", "general")
@@ -34,7 +36,8 @@ class Preview:
 def previews(recipe: Recipe, base: Path) -> list[Preview]:
     """One for each source, in the recipe's order. Reads local files; raises DataError with all that is wrong in any of them."""
     held_out = held_out_sources(recipe)
-    sources = Sources(recipe.data, base, recipe.tags, [name for name in held_out if _is_readable(recipe, name)])
+    reader = GoldReader(recipe, base, MAX_GOLDS_READ)
+    sources = Sources(recipe.data, base, recipe.tags, [name for name in held_out if _is_readable(recipe, name)], unreadable=reader)
     found: list[Preview] = []
     wrong: dict[str, None] = {}
     for name, source in recipe.data.items():
@@ -56,7 +59,7 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
             except DataError as error:  # its own, or that of a source it is disjoint from, which is said once
                 wrong[str(error)] = None
             else:
-                note = _left_to_the_run(recipe, name, held_out)
+                note = _left_to_the_run(recipe, name, held_out, reader.num_unread.get(name, 0))
                 found.append(Preview(name, kind, len(loaded.rows), loaded.dropped, is_held_out, note))
     if wrong:
         raise DataError("\n".join(wrong))
@@ -84,8 +87,9 @@ def _is_readable(recipe: Recipe, name: str) -> bool:
     return is_here and all(_is_readable(recipe, other) for other in source.disjoint_from)
 
 
-def _left_to_the_run(recipe: Recipe, name: str, held_out: list[str]) -> str:
+def _left_to_the_run(recipe: Recipe, name: str, held_out: list[str], num_unread: int) -> str:
     filters = recipe.data[name].filters
     waiting = [other for other in held_out if other != name and not _is_readable(recipe, other)]
     notes = ["before filters by length, which need the model's tokenizer"] if filters.min_prompt_tokens or filters.max_prompt_tokens else []
+    notes += [f"before {num_unread} gold answers are read"] if num_unread else []
     return "; ".join([*notes, *(f"before what {other} holds is left out" for other in waiting)])

@@ -24,6 +24,9 @@ HELD_OUT, TOO_SHORT, TOO_LONG, LANGUAGE, UNMEASURED, TOO_HARD, TOO_EASY, CONTAMI
     "duplicate",
     "near_duplicate",
 )
+UNREADABLE = "unreadable_gold"
+"""Counted where rows are loaded: only the rewards of a source's samples can tell."""
+
 CountTokens = Callable[[Any], int]
 
 

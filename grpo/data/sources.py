@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from grpo.data.difficulty import measured_pass_rates
 from grpo.data.files import Record, Row, read_csv, read_folder, read_json, read_lines, read_parquet, refuse
 from grpo.data.general import general_rows
 from grpo.data.held_out import SharedWords, prompt_key
-from grpo.data.sieve import CountTokens, Sieve
+from grpo.data.sieve import UNREADABLE, CountTokens, Sieve
 from grpo.data.sums import worked_sum
 from grpo.errors import DataError
 from rewards.load import missing_column
@@ -28,10 +28,11 @@ TEXTS = ("prompt", "completion", "answer")  # the columns that are written down 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source's rows, and how many were left out for which reason."""
+    """A source's rows, how many were left out for which reason, and where each row was read: "rows.jsonl:3"."""
 
     rows: list[Row]
     dropped: Mapping[str, int]
+    places: list[str] = field(default_factory=list, compare=False)
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
@@ -44,6 +45,7 @@ class Sources:
     held_out      sources whose prompts no other one may hold
     count_tokens  of a prompt as the model receives it; None leaves filters by length out
     samples_of    the file in which a stage wrote its samples down, for measured_in
+    unreadable    of a source's name and rows, the numbers of those whose gold answers can't be read; None leaves them in
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Sources:
         held_out: Sequence[str] = (),
         count_tokens: CountTokens | None = None,
         samples_of: Callable[[str], Path] | None = None,
+        unreadable: Callable[[str, Sequence[Row]], Collection[int]] | None = None,
     ):
         self.sources, self.base, self.tags, self.held_out, self.count_tokens = sources, base, tags, held_out, count_tokens
-        self.samples_of = samples_of
+        self.samples_of, self.unreadable = samples_of, unreadable
+        self._place: dict[int, str] = {}  # by id() of a row, while its source is being read
         self._loaded: dict[str, Loaded] = {}
 
     def load(self, name: str) -> Loaded:
@@ -75,7 +79,12 @@ class Sources:
             last = Sieve(of_pass_rate, ())
             rows = self._generated(name, source, sieve) if source.reasoning_gym else self._read(name, source, sieve)
             rows = [row for row in rows if last.passes(row)]
-            self._loaded[name] = Loaded(rows, dict(sieve.dropped + last.dropped))
+            if source.filters.unreadable_gold is not None and self.unreadable is not None:
+                unreadable = self.unreadable(name, rows)
+                last.dropped[UNREADABLE] += len(unreadable)
+                rows = [row for index, row in enumerate(rows) if index not in unreadable]
+            self._loaded[name] = Loaded(rows, dict(sieve.dropped + last.dropped), [self._place[id(row)] for row in rows])
+            self._place.clear()
             if not rows:
                 raise DataError(
                     f"data source {name!r} has no rows left: {self._loaded[name]}; loosen its filters or what it is disjoint from"
@@ -158,6 +167,7 @@ class Sources:
                 row["pass_rate"] = rates.get(prompt_key(row["prompt"]))
             if not wrong and (source.only is None or re.search(source.only, str(row["prompt"]))):
                 rows.append(row)
+                self._place[id(row)] = record.place
         return rows
 
 

@@ -6,34 +6,41 @@ left out, by length or in a mixture, so only what is wrong with every row that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from grpo.config import SOURCE_COLUMN, DataSource, Recipe, RewardUse, StageBase, source_names
+from grpo.data.golds import GoldReader, NamedRows, Unreadable, describe, reward_runtime, unreadable_golds, ways_to_write
 from grpo.data.preview import is_looked_at
 from grpo.data.sources import Sources
 from grpo.errors import DataError
-from rewards import RESERVED, RewardError, RewardFn, RewardRuntime, RewardSpec, canary_problems, refused_golds, right_completions
-from rewards.canary import CANARY_ROWS, rows_named
-from rewards.load import build_reward
+from rewards import RESERVED, RewardError, RewardRuntime, canary_problems
+from rewards.canary import CANARY_ROWS, MAX_GOLDS_READ, rows_named
 
 GENERATED_ROWS = 64
 """Of a task that can be drawn without end: as many as show whether a reward reads its answers."""
 
-NamedRows = Sequence[tuple[str, Mapping[str, Any]]]
-
 
 @dataclass(frozen=True)
 class Trial:
-    """``problems``: why rewards cannot be trusted with these rows, a line each. ``refused``: what is wrong with single rows, in words."""
+    """``problems``: why rewards cannot be trusted with these rows, a line each. ``unreadable``: gold answers that they cannot read."""
 
     problems: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def refused(self) -> list[str]:
+        """What is wrong with single rows, in words."""
+        return [str(found) for found in self.unreadable]
 
     def raise_problems(self) -> None:
+        """Raises DataError where the rewards cannot be trusted, or cannot read many of the gold answers."""
+        many = [str(found) for found in self.unreadable if found.are_many]
+        if many and not self.problems:
+            raise DataError("too many gold answers can't be read, so nothing was trained:\n  " + "\n  ".join(many))
         if self.problems:
             raise DataError(
                 "the rewards cannot be trusted with these rows, so nothing was trained (canary: in the recipe says how a right completion is "
@@ -41,34 +48,12 @@ class Trial:
             )
 
 
-def reward_runtime(uses: Sequence[RewardUse], recipe: Recipe, base: Path) -> RewardRuntime:
-    """The runtime of these rewards, with the recipe's tag names where a reward asks for them."""
-    specs = [
-        RewardSpec(
-            use.use,
-            use.name,
-            use.weight_at(0),
-            with_tags(use, recipe, base),
-            use.required,
-            0.0 if use.on_error == "stop" else use.max_error_frac,
-        )
-        for use in uses
-    ]
-    return RewardRuntime(specs, deadline_s=recipe.reward_deadline_s, base=base)
-
-
-def with_tags(use: RewardUse, recipe: Recipe, base: Path) -> dict[str, Any]:
-    """The settings of a reward, with the recipe's tag names for those it has a setting for and the recipe does not set."""
-    names = {"think_tag": recipe.tags.think, "answer_tag": recipe.tags.answer}
-    known = build_reward(use.use, use.settings, base).settings
-    return {**{key: value for key, value in names.items() if key in known}, **use.settings}
-
-
 def try_before_the_run(recipe: Recipe, base: Path, stages: Sequence[StageBase] | None = None) -> Trial:
     """Of ``stages`` (all by default), what can be told without a model, a network, or running anybody's code but those rewards' own."""
     if recipe.canary == "":
         return Trial()
-    sources = Sources({name: _few(source) for name, source in recipe.data.items()}, base, recipe.tags)
+    few = {name: _few(source) for name, source in recipe.data.items()}
+    sources = Sources(few, base, recipe.tags, unreadable=GoldReader(recipe, base, MAX_GOLDS_READ))
     found = Trial()
     tried: list[Any] = []
     for stage in recipe.stages if stages is None else stages:
@@ -79,12 +64,17 @@ def try_before_the_run(recipe: Recipe, base: Path, stages: Sequence[StageBase] |
         if not uses or asked in tried:
             continue
         tried.append(asked)
-        rows = [(f"{name}/{index}", {SOURCE_COLUMN: name, **row}) for name in names for index, row in enumerate(sources.load(name).rows[:limit])]
+        loaded = [(name, sources.load(name)) for name in names]
+        rows = [
+            (place, {SOURCE_COLUMN: name, **row})
+            for name, one in loaded
+            for place, row in zip(one.places[:limit], one.rows[:limit], strict=True)
+        ]
         with reward_runtime(uses, recipe, base) as rewards:
-            of_stage = try_rewards(rewards, rows, recipe)
+            of_stage = try_rewards(rewards, rows, recipe, base)
         if len(rows_named(of_stage.problems)) == min(CANARY_ROWS, len(rows)):
             found.problems.extend(line for line in of_stage.problems if line not in found.problems)
-        found.refused.extend(line for line in of_stage.refused if line not in found.refused)
+        found.unreadable.extend(one for one in of_stage.unreadable if one not in found.unreadable)
     return found
 
 
@@ -95,13 +85,25 @@ def _by_gold(uses: Sequence[RewardUse], recipe: Recipe, base: Path) -> list[Rewa
         return [use for use in uses if use.part in names and not runtime.rewards[use.part].options.by_model]
 
 
-def try_rewards(rewards: RewardRuntime, rows: NamedRows, recipe: Recipe) -> Trial:
-    """``rows``: what each is called, and its columns. Rewards that a model gives are not asked: opinions cost."""
+def try_rewards(rewards: RewardRuntime, rows: NamedRows, recipe: Recipe, base: Path) -> Trial:
+    """``rows``: what each is called, and its columns. Rewards that a model gives are not asked: opinions cost.
+
+    Rows whose gold answers can't be read are told apart; whether a reward can be trusted is tried on the others, if there are any.
+    """
     columns = [row for _, row in rows]
     rewards.expect_columns({name for row in columns for name in row})
-    problems = [problem for name in tried_of(rewards) for problem in _gold_problems(rewards, name, columns, recipe)]
-    reading = [name for name in _required_golds(rewards) if rewards.rewards[name].options.check_gold is not None]  # others only compare
-    return Trial(problems, [] if problems else [line for name in reading for line in _refused(rewards, name, rows, recipe)])
+    found = Trial()
+    for name in tried_of(rewards):
+        fn = rewards.rewards[name]
+        refused: set[int] = set()
+        if name in _required_golds(rewards) and fn.reads_gold:
+            known, read = unreadable_golds(rewards, name, columns, recipe, base)
+            if 0 < len(read.refused) < len(known):
+                refused = {known[index] for index in read.refused}
+                sources = Counter(str(columns[index][SOURCE_COLUMN]) for index in sorted(refused) if SOURCE_COLUMN in columns[index])
+                found.unreadable.append(describe([rows[index] for index in known], read, name, fn.options.gold or "answer", sources))
+        found.problems.extend(_gold_problems(rewards, name, columns, refused, recipe))
+    return found
 
 
 def tried_of(rewards: RewardRuntime) -> list[str]:
@@ -113,34 +115,14 @@ def _required_golds(rewards: RewardRuntime) -> list[str]:
     return [name for name in rewards.rewards if name in rewards.required and rewards.rewards[name].options.gold]
 
 
-def _refused(rewards: RewardRuntime, name: str, rows: NamedRows, recipe: Recipe) -> Iterator[str]:
-    fn = rewards.rewards[name]
-    gold = fn.options.gold or "answer"
-    known = [(called, row) for called, row in rows if not fn.missing({*row, *RESERVED})]
-    refused: Sequence[int] = range(len(known))
-    for write in _right_completions(fn, recipe):
-        try:
-            refused = min(refused, refused_golds(rewards, [row for _, row in known], write, name=name, column=gold), key=len)
-        except RewardError:  # on all of them
-            pass
-        rewards.forget_statistics()
-        if not refused:
-            return
-    shown = ", ".join(f"{known[index][0]} {str(known[index][1].get(gold))[:60]!r}" for index in refused[:3])
-    yield (
-        f"{len(refused)} of {len(rows)} gold answers are not right by {name!r} themselves, so no sample of theirs can be: {shown}"
-        f"{', ...' if len(refused) > 3 else ''}; correct or remove them"
-    )
-
-
-def _gold_problems(rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+def _gold_problems(rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str, Any]], skip: Container[int], recipe: Recipe) -> list[str]:
     """What is wrong with reward ``name`` on the rows that it can judge, with right completions written as it likes them best."""
     fn = rewards.rewards[name]
     gold = fn.options.gold or "answer"
-    known = [row for row in rows if gold in row and not fn.missing({*row, *RESERVED})]
+    known = [row for index, row in enumerate(rows) if index not in skip and gold in row and not fn.missing({*row, *RESERVED})]
     refused: list[list[str]] = []
     crashed: list[list[str]] = []
-    for write in _right_completions(fn, recipe) if known else []:
+    for write in ways_to_write(fn, recipe) if known else []:
         try:
             refused.append(canary_problems(rewards, known, write, name=name, column=gold))
         except RewardError as error:
@@ -149,15 +131,6 @@ def _gold_problems(rewards: RewardRuntime, name: str, rows: Sequence[Mapping[str
         if refused and not refused[-1]:
             return []
     return min(refused or crashed, key=len, default=[])
-
-
-def _right_completions(fn: RewardFn, recipe: Recipe) -> list[Callable[[str], str]]:
-    """From an answer to a completion that is right by ``fn``, in each of the ways that one may be written."""
-    if recipe.canary is not None:
-        return [partial(recipe.canary.replace, "{answer}")]
-    written, *others = [partial(text.replace, "{answer}") for text in right_completions(recipe.tags.think, recipe.tags.answer)]
-    bare, wanted = others[-1], fn.options.write
-    return [written, *others] if wanted is None else [lambda answer: bare(wanted(answer))]
 
 
 def _few(source: DataSource) -> DataSource:

@@ -15,6 +15,7 @@ import ray
 from grpo.config import SOURCE_COLUMN, Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
 from grpo.cores import num_cores
 from grpo.data.files import Row, read_jsonl
+from grpo.data.golds import GoldReader
 from grpo.data.held_out import held_out_sources
 from grpo.data.order import cut_to_weights
 from grpo.data.sources import Sources
@@ -82,7 +83,9 @@ class Workplace:
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
         self._counts: dict[str, Any] = _json_of(folder / "data.json")
-        self._sources = Sources(recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens, self._samples_of)
+        self._sources = Sources(
+            recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens, self._samples_of, GoldReader(recipe, base)
+        )
 
     # ------------------------------------------------------------------------------------------------------------------- data
 
@@ -259,10 +262,20 @@ class Workplace:
         if self.recipe.canary == "":
             return
         self.progress.doing("trying the rewards on gold answers")
-        trial = try_rewards(rewards, [(prompt.id, prompt.columns) for prompt in prompts], self.recipe)
+        trial = try_rewards(rewards, [(self._place_of(prompt.id), prompt.columns) for prompt in prompts], self.recipe, self.base)
         trial.raise_problems()
-        for line in trial.refused:
-            self.progress.say(f"  {line}")
+        for found in trial.unreadable:
+            self.progress.say(f"  {found}")
+            for name, number in found.sources.items():
+                self._counts.setdefault(name, {})["unreadable_gold"] = number
+        if trial.unreadable:
+            write_json(self.folder / "data.json", self._counts)
+
+    def _place_of(self, prompt_id: str) -> str:
+        """Where the row of a prompt was read, "rows.jsonl:3"; of an earlier stage's rows, the prompt's id."""
+        name, _, index = prompt_id.rpartition("/")
+        places = self._sources.load(name).places if name in self._counts and name in self.recipe.data else []
+        return places[int(index)] if index.isdigit() and int(index) < len(places) else prompt_id
 
     def close(self) -> None:
         self.trackers.close()

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from grpo.data import trials
+from grpo.data.golds import GoldReader
+from grpo.data.preview import previews
 from grpo.data.trials import try_before_the_run
-from grpo.errors import DataError
+from grpo.errors import DataError, RecipeError
 from grpo.loading import load_recipe
-from grpo.recipe import run_recipe
+from grpo.recipe import checked_recipe, run_recipe
 
 RECIPE = """
 name: later
@@ -48,29 +50,84 @@ def test_sound_rows_pass_and_each_kind_of_stage_is_tried_once(tmp_path: Path, mo
     asked: list[tuple[int, str]] = []
     plain = trials.try_rewards
 
-    def noted(rewards: Any, rows: Any, recipe: Any) -> trials.Trial:
-        asked.append((len(rows), rows[0][0]))
-        return plain(rewards, rows, recipe)
+    def noted(rewards: Any, rows: Any, recipe: Any, base: Path) -> trials.Trial:
+        asked.append((len(rows), Path(rows[0][0]).name))
+        return plain(rewards, rows, recipe, base)
 
     monkeypatch.setattr(trials, "try_rewards", noted)
     assert tried(recipe(tmp_path, [str(2 * n) for n in range(20)])) == trials.Trial()
-    assert asked == [(20, "rows/0"), (64, "drawn/0")]  # the third stage asks what the second did; nobody fetches the fifth's rows
+    assert asked == [
+        (20, "rows.jsonl:1"),
+        (64, "problem of seed 0, attempt 0 0"),
+    ]  # the third stage asks what the second did; nobody fetches the fifth's rows
 
 
-def test_single_gold_answers_that_no_sample_can_match_are_named(tmp_path: Path) -> None:
-    answers: list[Any] = [str(2 * n) for n in range(40)]
-    answers[13], answers[27] = None, "see the appendix"  # none of the eight that the canary tries
-    assert tried(recipe(tmp_path, answers)).refused == [
-        "2 of 40 gold answers are not right by 'math' themselves, so no sample of theirs can be: rows/13 'None', rows/27 'see the appendix'; "
-        "correct or remove them"
-    ]
+@pytest.mark.parametrize("bad", [[0], [0, 1, 2], [13, 27], [5, 10, 15], list(range(39)), list(range(1, 40))])
+def test_gold_answers_that_cannot_be_read_are_counted_whichever_they_are(tmp_path: Path, bad: list[int]) -> None:
+    """On the grid of rows that the canary tries (0, 5, 10, ...), beside it, and nearly all."""
+    answers: list[Any] = ["see the appendix" if n in bad else str(2 * n) for n in range(40)]
+    found = tried(recipe(tmp_path, answers))
+    (line,) = found.refused
+    assert line.startswith(
+        f"{len(bad)} of 40 gold answers can't be read by 'math', so samples of these rows get no reward. Correct them, or leave"
+    )
+    assert f"them out by data.rows.filters: {{unreadable_gold: leave_out}}. Found: {tmp_path / 'rows.jsonl'}:{bad[0] + 1} 'see the" in line
+    assert found.problems == []  # of the rows that can be read
+    if len(bad) > 4:
+        with pytest.raises(
+            DataError, match=f"^too many gold answers can't be read, so nothing was trained:\n  {len(bad)} of 40 gold answers"
+        ):
+            found.raise_problems()
+    else:
+        found.raise_problems()
+
+
+def test_a_lost_backslash_is_named(tmp_path: Path) -> None:
+    answers: list[Any] = [*(str(n) for n in range(20)), "\x0crac{1}{4} and more words than there should be here"]
+    (line,) = tried(recipe(tmp_path, answers)).refused
+    assert "(it lost its backslash before frac: write \\\\frac in JSON)" in line
+
+
+def with_filter(path: Path) -> Path:
+    path.write_text(
+        path.read_text().replace("rows: {jsonl: rows.jsonl}", "rows: {jsonl: rows.jsonl, filters: {unreadable_gold: leave_out}}")
+    )
+    return path
+
+
+def test_rows_whose_gold_answers_cannot_be_read_may_be_left_out(tmp_path: Path) -> None:
+    answers: list[Any] = [None if n % 4 == 0 else str(2 * n) for n in range(40)]
+    path = with_filter(recipe(tmp_path, answers))
+    loaded = load_recipe(str(path), [])
+    assert loaded.problems == () or not loaded.problems
+    (found,) = [one for one in previews(loaded.recipe, loaded.base) if one.source == "rows"]
+    assert found.rows == 30 and found.dropped == {"unreadable_gold": 10}
+    assert tried(path) == trials.Trial()
+    reader = GoldReader(loaded.recipe, loaded.base, most=3)  # None and 30 numbers: all are read, since numbers are plain
+    assert reader("rows", [{"answer": answer} for answer in answers]) == set(range(0, 40, 4)) and reader.num_unread == {"rows": 0}
+
+
+def test_a_plan_reads_so_many_gold_answers_and_says_how_many_it_did_not(tmp_path: Path) -> None:
+    loaded = load_recipe(str(with_filter(recipe(tmp_path, ["1"]))), [])
+    reader = GoldReader(loaded.recipe, loaded.base, most=3)
+    rows = [{"answer": f"x + {n}" if n else "no answer at all"} for n in range(10)]
+    assert reader("rows", rows) == {0} and reader.num_unread == {"rows": 6}  # every third of ten different ones
+    assert GoldReader(loaded.recipe, loaded.base)("rows", rows) == {0}
+
+
+def test_a_filter_by_gold_answers_needs_a_reward_that_reads_them(tmp_path: Path) -> None:
+    path = with_filter(stage_with(recipe(tmp_path, ["1"]), "{use: format}"))
+    with pytest.raises(
+        RecipeError, match="no required reward that reads gold answers, such as math, judges samples of 'rows'; delete this filter"
+    ):
+        checked_recipe(str(path))
 
 
 def test_a_run_whose_later_stage_cannot_be_judged_begins_nothing(tmp_path: Path, tiny_qwen2: Path) -> None:
     path = recipe(tmp_path, [None] * 20, tiny_qwen2)
     with pytest.raises(DataError, match="cannot be trusted with these rows, so nothing was trained") as refused:
         run_recipe(str(path), out=tmp_path / "run")
-    assert str(refused.value).count("its own gold answer 'None' scores None") == 8
+    assert str(refused.value).count("its own gold answer '' scores None") == 8
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput, canary_problems, check_reward, load_reward, sandbox
-from rewards.code import find_code, names_from_answer, read_tests
+from rewards.code import find_code, is_same_output, names_from_answer
 
 
 def answered(source: str) -> str:
@@ -26,6 +26,15 @@ def code() -> Any:
     return load_reward("code")
 
 
+TREE = dedent(
+    """
+    class Node:
+        def __init__(self, val, left=None, right=None):
+            self.val, self.left, self.right = val, left, right
+    def values(node):
+        return values(node.left) + [node.val] + values(node.right) if node else []
+    """
+)
 RIGHT = [
     # the answer's code, a test that it passes, what is shown by it
     ("def add(a, b):\n    return a + b", "assert add(1, 2) == 3", "a function"),
@@ -60,8 +69,49 @@ RIGHT = [
     ("def f(x):\n    print('noise', flush=True)\n    return x", "print('noise')\nassert f(1) == 1", "printing"),
     ("import sys\nsys.setrecursionlimit(10**5)\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)", "assert f(5000) == 5000", "deep recursion"),
     ("def f():\n    return 1\nif __name__ == '__main__':\n    f = None", "assert f() == 1", "a main guard"),
+    ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f():\n    return P(3).x", "assert f() == 3", "a dataclass"),
+    ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f():\n    return P(3).x",
+     "from dataclasses import dataclass\n@dataclass\nclass Q:\n    y: int\nassert f() == Q(3).y", "dataclasses of both sides"),
+    ("def f(x: int = 2):\n    'Says why.'\n    return x",
+     "assert f.__name__ == f.__qualname__ == 'f' and f.__doc__ == 'Says why.' and f.__defaults__ == (2,)", "what a function says of itself"),
+    ("""
+     import asyncio
+     async def f(x):
+         await asyncio.sleep(0)
+         return x + 1
+     async def g(n):
+         for i in range(n): yield i
+     """,
+     "import asyncio\nasync def both():\n    return await asyncio.gather(f(1), f(2)), await f(3), [x async for x in g(3)]\n"
+     "assert asyncio.run(f(1)) == 2 and asyncio.run(both()) == ([2, 3], 4, [0, 1, 2])", "coroutines"),
+    ("def f(root):\n    if root:\n        root.left, root.right = f(root.right), f(root.left)\n    return root",
+     TREE + "assert values(f(Node(1, Node(2), Node(3)))) == [3, 1, 2] and f(None) is None", "objects of the tests' own class"),
+    ("class Node:\n    def __init__(self, val, left=None, right=None):\n        self.val, self.left, self.right = val, left, right\n"
+     "def f(root):\n    return Node(root.val + 1, root.left)", TREE + "assert values(f(Node(1, Node(2)))) == [2, 2]", "a node of each side's class"),
+    ("def f(v, w):\n    return (v + w).x, v == w, v == v, len(v), v.y(), list(v), str(v)",
+     "class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, other): return V(self.x + other.x)\n"
+     "    def __eq__(self, other): return self.x == other.x\n    def __len__(self): return 2\n    def y(self): return self.x\n"
+     "    def __iter__(self): yield self.x\n    def __str__(self): return 'V'\nassert f(V(1), V(2)) == (3, False, True, 2, 1, [1], 'V')",
+     "what the tests' objects can do"),
+    ("def f(numbers):\n    return sum(numbers)", "assert f(n for n in [1, 2]) == 3 and f(map(int, '12')) == 3", "a generator handed to the answer"),
+    ("class L:\n    def __init__(self, next): self.next = next\ndef f():\n    return L(L(None))",
+     "n, node = 0, f()\nwhile node:\n    n, node = n + 1, node.next\nassert n == 2", "an object without a length is true"),
 ]  # fmt: skip
 
+CASE = dedent(
+    """
+    import functools, math
+    class Case:
+        modules = [math]
+        def __init__(self): self.is_ready = lambda: False
+        def is_right(self): return False
+        @functools.cached_property
+        def computed(self): return False
+    case = Case()
+    try: f(case)
+    except BaseException: pass
+    """
+)
 WRONG = [
     ("def add(a, b):\n    return a - b", "assert add(1, 2) == 3", "a wrong function"),
     ("def sub(a, b):\n    return a + b", "assert add(1, 2) == 3", "another name"),
@@ -113,6 +163,18 @@ WRONG = [
     ("def f(g):\n    return g.peer.ask('getattr', g.number, '__globals__')", "assert f(lambda: 0)", "a request to look into it"),
     ("def add(a, b):\n    return 'x' * 20 * 2**20", "assert add(1, 2)", "more than a message may hold"),
     ("def add(a, b):\n    x = []\n    x.append(x)\n    return x", "assert add(1, 2)", "a list within itself"),
+    ("def f(case):\n    case.is_right = lambda: True", CASE + "assert case.is_right()", "another method for the tests' object"),
+    ("def f(case):\n    case.is_ready = lambda: True", CASE + "assert case.is_ready()", "another function in an attribute of it"),
+    ("def f(case):\n    case.computed = True", CASE + "assert case.computed", "a value for what its class computes"),
+    ("def f(case):\n    case.__class__.is_right = lambda self: True", CASE + "assert case.is_right()", "another method for its class"),
+    ("def f(case):\n    case.is_right.__func__.__globals__['case'].__dict__['computed'] = True", CASE + "assert case.computed", "its method"),
+    ("def f(case):\n    case.modules[0].__loader__", CASE + "assert case.modules is None", "a module it refers to, which stays where it is"),
+    ("def f(case):\n    case.peer_.ask('setattr', 'text', 'computed', True)", CASE + "assert case.computed", "a request about something else"),
+    ("def f(g):\n    return g.gi_frame.f_globals", "assert f(x for x in [1])", "a look into a generator"),
+    ("raise ModuleNotFoundError('numpy', name='numpy')", "assert add(1, 2) == 3", "a missing module of the answer"),
+    ("def add(a, b):\n    import numpy", "assert add(1, 2) == 3", "a missing module when called"),
+    ("async def add(a, b):\n    return 4", "import asyncio\nassert asyncio.run(add(1, 2)) == 3", "a coroutine's wrong result"),
+    ("exit()", "assert add(1, 2) == 3", "exit()"),
 ]  # fmt: skip
 
 
@@ -139,8 +201,52 @@ def test_all_or_the_share_that_passes(code: Any) -> None:
     assert code(completion=completion, tests=tests[::2]) == 1
 
 
-def test_a_test_keeps_nothing_from_the_one_before(code: Any) -> None:
-    assert code(completion=answered("def f():\n    return 1"), tests=["g = f()", "assert g == 1"]) == 0
+def test_a_test_keeps_what_setups_left_and_nothing_else(code: Any) -> None:
+    """MBPP's test_imports and the like come first, and are no tests: two of three pass."""
+    one = answered("def f():\n    return 1")
+    assert code(completion=one, tests=["import math", "g = f()", "def check(x):\n    assert math.isclose(x, 1)", "check(g)"]) == 1
+    assert code(completion=one, tests=["assert f()\ng = 1", "assert g == 1"]) == 0
+    tests = ["import math", "assert f() == 1", "def two():\n    return 2", "assert f() == two()", "assert math.pi > f()"]
+    assert load_reward("code", score="share")(completion=one, tests=tests) == pytest.approx(2 / 3)
+    assert code(completion=answered("f = None"), tests=["g = f()", "assert True"]) == 1  # a setup that fails is no test that does
+
+
+def test_a_module_that_the_sandbox_lacks_is_the_tests_mistake(code: Any) -> None:
+    with pytest.raises(RewardError, match="the tests import 'numpy', and the sandbox has Python's standard library only"):
+        code(completion=answered("def f():\n    return 1"), tests=["import numpy as np", "assert np.isclose(f(), 1)"])
+
+
+SUM = "def total(numbers, more=0):\n    return sum(numbers) + more"
+
+
+@pytest.mark.parametrize(
+    ("source", "tests", "share"),
+    [
+        (SUM, {"fn_name": "total", "inputs": [[[1, 2]], [[3], 1]], "outputs": [3, [4]]}, 1),  # APPS, results bare or in a list
+        (SUM, {"fn_name": "total", "inputs": [[[1, 2]], [[3], 1]], "outputs": [4, [4, 5]]}, 0),
+        (SUM, [{"fn_name": "total", "input": "[1, 2]\n5", "output": "8"}], 1),  # LiveCodeBench, an argument a line
+        (SUM, [{"fn_name": "total", "input": "numbers = [1, 2], more = 5", "output": "8"}], 1),  # LeetCode
+        (SUM, [{"fn_name": "total", "input": {"numbers": [1, 2], "more": 5}, "output": 9}], 0),
+        (
+            "class Solution:\n    def pair(self, x):\n        return (x, [x])",
+            {"fn_name": "pair", "inputs": [[1]], "outputs": [[1, [1]]]},
+            1,
+        ),
+        ("def max(x):\n    return 0", {"fn_name": "max", "inputs": [[[1, 2]]], "outputs": [2]}, 0),  # not Python's max
+        ("class P:\n    def __eq__(self, o): return True\ndef f():\n    return P()", {"fn_name": "f", "inputs": [[]], "outputs": [2]}, 0),
+    ],
+)
+def test_calls_as_data_sets_write_them(source: str, tests: Any, share: float) -> None:
+    assert load_reward("code", score="share", timeout_s=20.0)(completion=answered(source), tests=tests) == share
+
+
+def test_results_of_calls_are_compared_with_the_tolerance() -> None:
+    tests = {"fn_name": "f", "inputs": [[]], "outputs": [[[0.333333333, 2], "x"]]}
+    third = answered("def f():\n    return [[0.333333, 2], 'x']")
+    assert load_reward("code")(completion=third, tests=tests) == 0
+    assert load_reward("code", tolerance=1e-5)(completion=third, tests=tests) == 1
+    wrong = answered("def f():\n    return [[0.34, 2], 'x']")
+    assert load_reward("code", tolerance=1e-5)(completion=wrong, tests=tests) == 0
 
 
 ECHO = "import sys\na, b = map(int, sys.stdin.read().split())\nprint(a + b)"
@@ -158,6 +264,10 @@ ECHO = "import sys\na, b = map(int, sys.stdin.read().split())\nprint(a + b)"
         ("import sys\nprint('3', file=sys.stderr)", [("", "3")], 0),
         ("if __name__ == '__main__':\n    print(input())", [("x", "x")], 1),
         ("import sys\nsys.stdout.buffer.write(bytes([255]))", [("", "\ufffd")], 1),
+        ("print(3)\nexit()", [("", "3")], 1),
+        ("print(3)\nquit(1)", [("", "3")], 0),
+        ("print(sum(map(int, open('/dev/stdin'))))", [("1\n2", "3"), ("", "0")], 1),
+        ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A)", [("", "True")], 1),
     ],
 )
 def test_programs_are_compared_by_what_they_print(source: str, pairs: list[tuple[str, str]], score: float) -> None:
@@ -176,6 +286,13 @@ def test_programs_are_compared_by_what_they_print(source: str, pairs: list[tuple
         ("```python\nx = 1", None),
         ("```python\n\n```", None),
         ("x = 1", None),
+        ("~~~python\nx = 1\n~~~", "x = 1\n"),
+        ("1. This:\n   ```python\n   if 1:\n       x = 1\n   ```", "if 1:\n    x = 1\n"),
+        ("```python\nx = '```'\ny = 1\n```", "x = '```'\ny = 1\n"),
+        ("```python\nx = '''\n```\n'''\n```\nDone.", "x = '''\n```\n'''\n"),
+        ("````python\nx = 1\n```\n````", "x = 1\n```\n"),
+        ("```python\nx = 1```\nor\n```text\na\n```", "x = 1"),
+        ("```python\nx = (\n```\nno\n```python\ny = 1\n```", "y = 1\n"),
     ],
 )
 def test_code_is_the_last_fence_where_the_answer_is(completion: str, found: str | None) -> None:
@@ -187,29 +304,33 @@ def test_no_code_is_wrong_and_no_tests_abstain(code: Any) -> None:
     assert code(completion=answered("x = 1"), tests=[]) is None and code(completion=answered("x = 1"), tests=None) is None
 
 
-def test_tests_may_be_json() -> None:
-    assert read_tests('["assert f(1)", "assert f(2)"]') == ["assert f(1)", "assert f(2)"]
-    assert read_tests('[{"stdin": 1, "stdout": "2"}]') == [("1", "2")]
-    assert read_tests("assert f(1)") == ["assert f(1)"] and read_tests(" ") == []
-
-
 @pytest.mark.parametrize(
-    ("tests", "said"),
+    ("printed", "wanted", "is_same"),
     [
-        (["assert f(1", "assert f(2)"], "column 'tests', test 0: 'assert f\\(1' is no Python"),
-        ([{"input": "1", "output": "2"}], "expected statements, or objects with stdin and stdout"),
-        (["assert f(1)", {"stdin": "", "stdout": ""}], "all alike"),
-        ([3], "found 3"),
+        ("0.142857", "0.142857142857", True),
+        ("2.0 x\n", "2 x", True),
+        ("1e6", "1000000.0", True),
+        ("0.15", "0.142857142857", False),
+        ("123456789", "123456788", False),  # whole numbers are exact
+        ("0.1 0.2", "0.1", False),
+        ("0.1\n0.2", "0.1", False),
+        (" 0.1", "0.1", False),
+        ("nan", "0.1", False),
     ],
 )
-def test_tests_that_cannot_be_read_are_an_error(code: Any, tests: Any, said: str) -> None:
-    with pytest.raises(RewardError, match=said):
-        code(completion=answered("x = 1"), tests=tests)
+def test_printed_numbers_may_be_near(printed: str, wanted: str, is_same: bool) -> None:
+    assert is_same_output(printed, wanted, 1e-6) == is_same and not is_same_output(printed, wanted)
+
+
+def test_a_tolerance_is_asked_for() -> None:
+    asked = {"completion": answered("print(0.142857)"), "tests": [{"stdin": "", "stdout": "0.142857142857"}]}
+    assert load_reward("code")(**asked) == 0 and load_reward("code", tolerance=1e-6)(**asked) == 1
+    assert check_reward("code", {"tolerance": -1.0}, ["tests"]) == ["reward 'code': tolerance is -1; it must be at least 0, and below 1"]
 
 
 def test_what_cannot_travel_is_an_error_of_the_tests(code: Any) -> None:
-    with pytest.raises(RewardError, match="the tests pass a Point to the answer; only plain data and functions can travel"):
-        code(completion=answered("def f(p):\n    return 1"), tests=["class Point: pass\nassert f(Point()) == 1"])
+    with pytest.raises(RewardError, match="the tests pass a StringIO to the answer; only plain data, functions and objects of their own"):
+        code(completion=answered("def f(p):\n    return 1"), tests=["import io\nassert f(io.StringIO()) == 1"])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +374,7 @@ def test_the_canary_tries_solutions(runtime: RewardRuntime) -> None:
 @pytest.fixture
 def fresh_sandbox() -> Iterator[None]:
     """Forgets which bwrap was found and that it worked, before and after."""
-    caches = (sandbox.sandbox_problem, sandbox._command)
+    caches = (sandbox.sandbox_problem, sandbox._mounts)
     [one.cache_clear() for one in caches]
     yield
     [one.cache_clear() for one in caches]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo.config import PretrainedModel, Recipe, RewardUse, SftStage, Tags
-from grpo.data.trials import with_tags
+from grpo.data.golds import with_tags
 from rewards import SHIPPED
 
 NEEDED = {"length": {"max_tokens": 10}, "judge": {"base_url": "http://localhost/v1", "model": "m"}, "reward_model": {"model": "org/name"}}

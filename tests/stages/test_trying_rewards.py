@@ -70,6 +70,6 @@ def test_gold_answers_that_cannot_be_read_are_said_before_training(tried: Callab
     rows[13], rows[27] = {"answer": ""}, {"answer": "see the appendix"}  # none of the eight that the canary tries
     tried(rows, "math")
     assert heard.lines == [
-        "  2 of 40 gold answers are not right by 'math' themselves, so no sample of theirs can be: 13 '', 27 'see the appendix'; "
-        "correct or remove them"
+        "  2 of 40 gold answers can't be read by 'math', so samples of these rows get no reward. Correct them, or leave them out by filters of the "
+        "source: {unreadable_gold: leave_out}. Found: 13 '', 27 'see the appendix'"
     ]
