@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from string import Formatter
@@ -20,6 +20,11 @@ from grpo.problems import Finding, Keys, listed, suggestion
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
+RENDERERS_OWN = frozenset(
+    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token raise_exception "
+    "strftime_now range dict lipsum cycler joiner namespace loop".split()
+)
+"""Names that whoever renders a chat template gives it, with those of jinja itself."""
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
@@ -27,6 +32,7 @@ PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     """Everything that is missing; ``base`` is the folder that relative paths refer to."""
     yield from _template(recipe.template, base)
+    yield from _template_options(recipe, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
     if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
@@ -248,16 +254,70 @@ def _template(template: str, base: Path) -> Iterator[Finding]:
         yield Finding(("template",), text)
 
 
-def template_mistakes(source: str) -> list[str]:
-    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
-    from jinja2 import TemplateSyntaxError, nodes
+def _template_options(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """Options that the template never asks for. Of a model that is elsewhere the template is not known yet; the run looks at it then."""
+    if not recipe.template_options or recipe.template not in ("r1_zero", "plain", "chat") and not (base / recipe.template).is_file():
+        return
+    if recipe.template in ("r1_zero", "plain"):
+        text = f"template {recipe.template!r} has no options; write template: chat or ./file.jinja, or delete template_options"
+        yield Finding(("template_options",), text, (("template",),))
+        return
+    source = _chat_template(recipe.model, base) if recipe.template == "chat" else (base / recipe.template).read_text(errors="replace")
+    if source is not None and not template_mistakes(source):
+        for text in option_mistakes(recipe.template_options, source):
+            yield Finding(("template_options",), text, (("template",),))
+
+
+def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str | None:
+    """That of a model's folder, None where there is no such folder or it has several."""
+    if isinstance(model, MadeModel):
+        return None
+    path = model if isinstance(model, str) else model.path
+    folder = next((each for each in (base / path, Path(path).expanduser()) if each.is_dir()), None)
+    if folder is None:
+        return None
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    return named if isinstance(named, str) else None
+
+
+def option_mistakes(options: Mapping[str, Any], source: str | None) -> list[str]:
+    """What is wrong with a template's options, a line each; ``source`` is the jinja that they are for, None where there is none."""
+    if not options:
+        return []
+    if source is None:
+        return ["it has no options; use a chat template, or delete them"]
+    from jinja2 import meta
+
+    known = sorted(meta.find_undeclared_variables(_parsed_template(source)) - RENDERERS_OWN)
+    mistakes = [f"{name!r} is given to every template by the toolkit itself; delete it" for name in options if name in RENDERERS_OWN]
+    return mistakes + [
+        f"the template never asks for {name!r}; it asks for {listed(known) if known else 'none'}{suggestion(name, known)}"
+        for name in options
+        if name not in known and name not in RENDERERS_OWN
+    ]
+
+
+def _parsed_template(source: str) -> Any:
+    """Its syntax tree. Raises jinja2.TemplateSyntaxError."""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
+    return environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+
+
+def template_mistakes(source: str) -> list[str]:
+    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
+    from jinja2 import TemplateSyntaxError, nodes
+
     try:
-        # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
-        tree = environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+        tree = _parsed_template(source)
     except TemplateSyntaxError as error:
         return [f"{error.lineno}: not a jinja template: {error.message}"]
     mistakes = []

@@ -281,11 +281,11 @@ def _from_hub(name: str, source: DataSource) -> list[Record]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+        loaded = datasets.load_dataset(source.hub, source.subset, split=source.split or "train", revision=source.revision)
     except Exception as error:  # its own, the hub's and the network's, of many families
         reason = " ".join(str(error).split())
         raise DataError(
-            f"data source {name!r}: {source.hub!r} (split {source.split!r}) could not be had from the hub: {type(error).__name__}: {reason:.300}; "
+            f"data source {name!r}: {source.hub!r} (split {source.split or 'train'!r}) could not be had from the hub: {type(error).__name__}: {reason:.300}; "
             "check its name, subset: and split:, the network and HF_TOKEN"
         ) from error
-    return [Record(f"{source.hub}, {source.split}, row {index}", dict(row)) for index, row in enumerate(loaded)]
+    return [Record(f"{source.hub}, {source.split or 'train'}, row {index}", dict(row)) for index, row in enumerate(loaded)]

@@ -79,7 +79,9 @@ def try_before_the_run(recipe: Recipe, base: Path, stages: Sequence[StageBase] |
         if not uses or asked in tried:
             continue
         tried.append(asked)
-        rows = [(f"{name}/{index}", {SOURCE_COLUMN: name, **row}) for name in names for index, row in enumerate(sources.load(name).rows[:limit])]
+        rows = [
+            (f"{name}/{index}", {SOURCE_COLUMN: name, **row}) for name in names for index, row in enumerate(sources.load(name).rows[:limit])
+        ]
         with reward_runtime(uses, recipe, base) as rewards:
             of_stage = try_rewards(rewards, rows, recipe)
         if len(rows_named(of_stage.problems)) == min(CANARY_ROWS, len(rows)):

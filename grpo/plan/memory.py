@@ -141,7 +141,9 @@ def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: l
     if not holding.fits:
         cache = _gib(longest * largest.cache_bytes_per_token)
         if site.machine.num_gpus == 1 and _could_sleep(recipe):
-            yield _refusal(stage, holding, ["rollout.sleep: true", "a GPU each for engine and trainer", "take a smaller model, or more memory"])
+            yield _refusal(
+                stage, holding, ["rollout.sleep: true", "a GPU each for engine and trainer", "take a smaller model, or more memory"]
+            )
             return
         own_gpus = "give engines GPUs of their own: at least rollout.workers + trainer.ranks in all, or fewer of those"
         shorter = f"lower max_completion_tokens: a sequence of {longest:,} tokens has {cache} GiB of keys and values"

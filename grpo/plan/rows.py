@@ -34,7 +34,7 @@ def over_limit(found: Preview, recipe: Recipe, base: Path, tokenizer: PreTrained
     rows = first_rows(found.source, recipe, base, MOST_TOKENISED)
     if found.rows is None or not rows:
         return found
-    template = Template(recipe.template, recipe.tags, base)
+    template = Template.of(recipe, base)
     num_long = sum(len(template.prompt(row, "", tokenizer).tokens) > max_tokens for row in rows)
     if not num_long:
         return found
@@ -58,7 +58,7 @@ def first_rows(name: str, recipe: Recipe, base: Path, number: int) -> list[Row]:
 def rendered(name: str, recipe: Recipe, base: Path, tokenizer: PreTrainedTokenizerBase | None) -> RenderedPrompt | None:
     """None where no row is at hand, or the template is the tokenizer's own and that is elsewhere."""
     rows = first_rows(name, recipe, base, 1)
-    template = Template(recipe.template, recipe.tags, base)
+    template = Template.of(recipe, base)
     needs_tokenizer = recipe.template == "chat" or recipe.template.endswith(".jinja")
     if not rows or (tokenizer is None and needs_tokenizer):
         return None

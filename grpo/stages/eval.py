@@ -96,7 +96,15 @@ def _identity(work: Workplace, model: Checkpoint, settings: Evaluation) -> str:
     files = {name: work.base / name for name in (*graders, recipe.template, (recipe.rollout.script or "").rpartition(":")[0])}
     code = {name: file_digest(file) for name, file in files.items() if file.is_file()}
     rollout = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script"})
-    told = [settings.model_dump(mode="json"), work.rows(settings.prompts), recipe.template, recipe.tags.model_dump(), rollout, code]
+    told = [
+        settings.model_dump(mode="json"),
+        work.rows(settings.prompts),
+        recipe.template,
+        recipe.template_options,
+        recipe.tags.model_dump(),
+        rollout,
+        code,
+    ]
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -18,7 +18,7 @@ from grpo.data.files import Row, read_jsonl
 from grpo.data.held_out import held_out_sources
 from grpo.data.order import cut_to_weights
 from grpo.data.sources import Sources
-from grpo.data.template_checks import stop_ids, template_warnings
+from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
@@ -36,6 +36,7 @@ from rewards import RewardRuntime
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
+from rollout.text import end_ids
 from rollout.types import Prompt
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Workplace:
     ):
         self.recipe, self.base, self.folder, self.artifacts, self.progress = recipe, base, folder, artifacts, progress
         self.interruption = interruption or Interruption(progress.say)
-        self.template = Template(recipe.template, recipe.tags, base)
+        self.template = Template.of(recipe, base)
         self.num_threads = num_cores()
         self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
@@ -164,8 +165,7 @@ class Workplace:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            configs = [_json_of(folder / name) for name in ("config.json", "generation_config.json")]
-            for warning in template_warnings(self.template, tokenizer, stop_ids(*configs)):
+            for warning in template_warnings(self.template, tokenizer, end_ids(folder)):
                 if warning not in self._said:
                     self._said.add(warning)
                     self.progress.say(f"  template {self.recipe.template}: {warning}")
@@ -190,6 +190,7 @@ class Workplace:
                 tensor_parallel=settings.gpus_per_worker,
                 sleeps=takes_turns,
                 gpu_memory_frac=Machine(0, self.num_gpus).engine_frac(self.recipe),
+                keep=self.recipe.tags.texts,
             )
             workers = PoolSettings(
                 settings.workers,

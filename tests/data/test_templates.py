@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpo.config import Tags
-from grpo.data.template_checks import stop_ids, template_warnings
+from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.inputs import template_mistakes
@@ -188,12 +188,6 @@ def test_without_a_pad_token_or_with_the_end_token_as_pad_nothing_is_amiss(token
         bare.pad_token = pad
         assert template_warnings(Template("plain"), bare) == []
         assert Template("plain").prompt({"prompt": "a<|end|>b"}, "0", bare).tokens == tuple(bare.encode("a<|end|>b"))
-
-
-def test_which_ids_a_model_stops_at() -> None:
-    assert stop_ids({"eos_token_id": 3}, {}) == [3]
-    assert stop_ids({"eos_token_id": 3}, {"eos_token_id": [4, 5]}) == [4, 5]
-    assert stop_ids({"eos_token_id": None}, {}) == stop_ids({}, {}) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ hostile

@@ -297,7 +297,21 @@ def test_a_quick_plan_loads_no_torch_and_tells_the_same_keys(recipe: Path, tmp_p
 
 def test_the_json_keeps_its_keys(recipe: Path) -> None:
     told: dict[str, Any] = json.loads(json.dumps(as_json(*planned(recipe, "hardware.tflops=1", "hardware.bandwidth_gb_s=1"))))
-    top = {"recipe", "out", "changes", "hardware", "stages", "rows", "prompts", "contacts", "rates", "unknown", "problems", "fits", "gold_answers"}
+    top = {
+        "recipe",
+        "out",
+        "changes",
+        "hardware",
+        "stages",
+        "rows",
+        "prompts",
+        "contacts",
+        "rates",
+        "unknown",
+        "problems",
+        "fits",
+        "gold_answers",
+    }
     assert top <= told.keys()
     stage = {"stage", "kind", "from", "inputs", "makes", "sizes", "done", "model", "parameters", "trained_parameters", "tokens_per_pass"}
     assert stage | {"memory", "disk", "seconds"} <= told["stages"][0].keys()
@@ -326,7 +340,10 @@ def test_one_gpu_by_turns_holds_the_larger_of_engine_and_trainer_and_main_memory
     assert len(together.problems) == 1 and by_turns.problems == ()
     # In a sync: masters, reference, moments; two bytes each for what was exported, for the engine's copy of it, and for where the engine slept. When
     # a trainer is made: the model in float32, as it is read, beside the engine's.
-    driver, syncing = 5 * GIB // 2, {"trainer_asleep": 16 * n, "exported_weights": 2 * n, "unpacked_weights": 2 * n, "engines_asleep": 2 * n}
+    driver, syncing = (
+        5 * GIB // 2,
+        {"trainer_asleep": 16 * n, "exported_weights": 2 * n, "unpacked_weights": 2 * n, "engines_asleep": 2 * n},
+    )
     assert held(by_turns, "node, in a sync") == {**syncing, "driver": driver}
     offloaded = memory(recipe, alone, "rollout.sleep=true", "trainer.offload_optimiser=true")
     assert held(offloaded, "node, in a sync")["trainer_asleep"] == 16 * n  # the moments lie there anyway
