@@ -544,6 +544,13 @@ class Recipe(Strict):
     stages: Annotated[list[Stage], Field(min_length=1)]
 
 
+def imitated_sources(recipe: Recipe) -> set[str]:
+    """The data sources whose rows models imitate, so that each needs a completion."""
+    taught = [stage.data for stage in recipe.stages if isinstance(stage, SftStage | DistillStage)]
+    mixed = [mix.use for stage in recipe.stages if isinstance(stage, RejectStage) for mix in stage.mix]
+    return {name for sources in [*taught, *mixed] for name in source_names(sources)} & recipe.data.keys()
+
+
 def kept_alive(recipe: Recipe, stage: SftStage | DistillStage) -> list[SftStage | DistillStage]:
     """The earlier stages whose rows ``stage`` replays or holds its weights for."""
     if not stage.replay and stage.ewc is None:

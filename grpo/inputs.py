@@ -14,7 +14,18 @@ from string import Formatter
 from typing import Any
 
 from grpo import config
-from grpo.config import SOURCE_COLUMN, DataSource, Evaluation, MadeModel, Mixture, PretrainedModel, Recipe, RewardUse, source_names
+from grpo.config import (
+    SOURCE_COLUMN,
+    DataSource,
+    Evaluation,
+    MadeModel,
+    Mixture,
+    PretrainedModel,
+    Recipe,
+    RewardUse,
+    imitated_sources,
+    source_names,
+)
 from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
@@ -42,8 +53,9 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     for number, tracker in enumerate(recipe.trackers):
         yield from _tracker(tracker, base, ("trackers", number))
     columns: Columns = {}
+    taught = imitated_sources(recipe)
     for name, source in recipe.data.items():
-        columns[name], findings = source_columns(name, source, base)
+        columns[name], findings = source_columns(name, source, base, name in taught)
         yield from findings
     yield from _model(recipe.model, columns, base, ("model",))
     for index, stage in enumerate(recipe.stages):
@@ -74,7 +86,7 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
 # --- Data -----------------------------------------------------------------------------------------
 
 
-def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset[str] | None, list[Finding]]:
+def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool = False) -> tuple[frozenset[str] | None, list[Finding]]:
     """The columns of a source's rows once renamed and rendered, None where only loading could tell; and what is wrong with the source."""
     at: Keys = ("data", name)
     from rewards.load import missing_column
@@ -92,7 +104,9 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
     for ours, theirs in source.columns.items():
         if theirs not in columns:
             findings.append(Finding((*at, "columns", ours), missing_column(theirs, columns), (at,)))
-    columns |= source.columns.keys()
+    columns = frozenset(column for column in columns if "." not in column) | source.columns.keys()
+    if "messages" in columns and "completion" not in columns and (is_imitated or not {"prompt", "question"} & columns):
+        columns |= {"prompt", "completion"}
     for field in fields:
         if field not in columns:
             findings.append(Finding((*at, "question"), missing_column(field, columns), (at,)))
@@ -166,17 +180,39 @@ def _peek(path: Path, kind: str) -> frozenset[str] | None:
         if kind == "parquet":
             import pyarrow.parquet
 
-            return frozenset(pyarrow.parquet.read_schema(path).names)
+            return frozenset(_schema_columns(pyarrow.parquet.read_schema(path)))
         with path.open(encoding="utf-8-sig", newline="") as file:
             if kind == "json":
                 return None  # it cannot be read in part
             if kind == "csv":
-                return frozenset(next(csv.reader(file), ()))
+                header = next(csv.reader(file), [])
+                return None if len(header) == 1 and any(sign in header[0] for sign in ";\t|") else frozenset(header)
             lines = [line for _ in range(PEEK_ROWS) if (line := file.readline(PEEK_BYTES)).strip()]
         rows = [json.loads(line) for line in lines]
     except (ImportError, OSError, ValueError, csv.Error):
         return None
-    return frozenset(key for row in rows for key in row) if rows and all(isinstance(row, dict) for row in rows) else None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    return frozenset(key for row in rows for key in (*row, *nested_columns(row)))
+
+
+def nested_columns(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Fields inside of a row's columns, as columns: names them: reward_model.ground_truth."""
+    for key, value in row.items():
+        if before:
+            yield f"{before}{key}"
+        if isinstance(value, Mapping) and before.count(".") < 5:
+            yield from nested_columns(value, f"{before}{key}.")
+
+
+def _schema_columns(fields: Any, before: str = "") -> Iterator[str]:
+    """The names of a Parquet file's columns, and of the fields inside of them."""
+    import pyarrow
+
+    for field in fields:
+        yield f"{before}{field.name}"
+        if pyarrow.types.is_struct(field.type):
+            yield from _schema_columns([field.type.field(number) for number in range(field.type.num_fields)], f"{before}{field.name}.")
 
 
 def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:

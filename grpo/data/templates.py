@@ -37,10 +37,11 @@ class Template:
     def of(recipe: Recipe, base: Path) -> Template:
         return Template(recipe.template, recipe.tags, base, recipe.template_options)
 
-    def text(self, question: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    def text(self, question: Any, tokenizer: PreTrainedTokenizerBase, tools: Any = None) -> str:
         """The rendered prompt. ``question`` is a string, or a list of {"role", "content"} messages for chat templates."""
         if self.is_chat:
-            return self.rendered(question if isinstance(question, list) else [{"role": "user", "content": question}], tokenizer)
+            messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+            return self.rendered(messages, tokenizer, tools=tools)
         if not isinstance(question, str):
             raise DataError(f"template {self.name!r} takes a string as prompt, found a {type(question).__name__}; use template: chat")
         pattern = R1_ZERO.replace("{think}", self.tags.think).replace("{answer}", self.tags.answer) if self.name == "r1_zero" else PLAIN
@@ -51,8 +52,8 @@ class Template:
         """Is it written in jinja, over messages?"""
         return self.name == "chat" or self.name.endswith(".jinja")
 
-    def rendered(self, messages: list[Any], tokenizer: PreTrainedTokenizerBase, is_open: bool = True) -> str:
-        """The messages as text, and where ``is_open`` the beginning of the assistant's turn.
+    def rendered(self, messages: list[Any], tokenizer: PreTrainedTokenizerBase, is_open: bool = True, tools: Any = None) -> str:
+        """The messages as text, and where ``is_open`` the beginning of the assistant's turn. ``tools`` are functions that it may call.
 
         transformers renders in jinja's immutable sandbox, out of which a template reaches nothing. Raises DataError where it refuses.
         """
@@ -60,7 +61,12 @@ class Template:
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    messages, chat_template=chat_template, tokenize=False, add_generation_prompt=is_open, **self.options
+                    messages,
+                    tools=tools,
+                    chat_template=chat_template,
+                    tokenize=False,
+                    add_generation_prompt=is_open,
+                    **self.options,
                 )
             )
         except Exception as error:  # jinja's, the sandbox's, and whatever Python raises for a template's own mistakes
@@ -77,7 +83,8 @@ class Template:
 
     def prompt(self, row: Mapping[str, Any], row_id: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The row as a Prompt. A chat template writes all there is; before another's text stands what the tokenizer puts first by itself."""
-        text = self.text(row["prompt"], tokenizer)
+        tools = row.get("tools")
+        text = self.text(row["prompt"], tokenizer, tools if isinstance(tools, list) and tools else None)
         opening = f"<{self.tags.think}>"
         prefill = text[text.rindex(opening) :] if self.name not in ("r1_zero", "plain") and text.rstrip().endswith(opening) else ""
         tokens = tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -83,16 +83,17 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
 def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
     """The longest sequence that an engine may have to hold: one engine serves all stages and evaluations.
 
-    Where no stage says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
+    Where nothing says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
     """
     sampled = [stage for stage in recipe.stages if isinstance(stage, RlStage | RejectStage | DistillStage)]
     evaluations = [recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in recipe.stages)]
     completions = [stage.max_completion_tokens for stage in sampled] + [e.max_completion_tokens for e in evaluations if e is not None]
     completion = max(completions, default=256)
+    stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations if e is not None and e.max_prompt_tokens is not None]
     if sampled:
-        return completion + max(stage.max_prompt_tokens for stage in sampled)
+        return max([completion + max(stage.max_prompt_tokens for stage in sampled), *stated])
     positions = [model.positions for model in drawn if model.positions is not None]
-    return completion + max(1, min([512, *(room - completion for room in positions)]))
+    return max([completion + max(1, min([512, *(room - completion for room in positions)])), *stated])
 
 
 # --- Engines --------------------------------------------------------------------------------------

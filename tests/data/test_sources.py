@@ -89,9 +89,14 @@ def test_a_file_gives_at_most_so_many_rows_after_those_that_are_left_out(tmp_pat
 
 def test_prompts_that_are_messages_can_be_left_out_too(tmp_path: Path) -> None:
     ask = [{"role": "user", "content": "a"}]
-    names = jsonl(tmp_path, {"prompt": ask}, {"prompt": "a"}), jsonl(tmp_path, {"prompt": ask}, name="heldout.jsonl")
+    rows = (
+        {"prompt": ask},
+        {"prompt": "A "},
+        {"prompt": [{"role": "system", "content": "b"}, *ask]},
+    )  # a user's one message is the text it holds
+    names = jsonl(tmp_path, *rows), jsonl(tmp_path, {"prompt": ask}, name="heldout.jsonl")
     rows = load(tmp_path, it={"jsonl": names[0], "disjoint_from": ["heldout"]}, heldout={"jsonl": names[1]})
-    assert [row["prompt"] for row in rows] == ["a"]
+    assert [len(row["prompt"]) for row in rows] == [2]
 
 
 def test_columns_are_renamed_and_the_question_is_written_from_them(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_where_a_generator_fails_is_said_by_the_line_of_the_users_file(tmp_path:
         ({"prompt": [{"role": "user"}]}, "column 'prompt', message 0: expected {role: text, content: text}, found {'role': 'user'}"),
         ({"prompt": "a\ud800b"}, "column 'prompt', character 1: '\\ud800' is half of a surrogate pair, which is no text"),
         ({"prompt": "a", "answer": "\udc00"}, "column 'answer', character 0: '\\udc00' is half of a surrogate pair"),
-        ({"prompt": "a", "completion": ["b"]}, "column 'completion' must be text, found list ['b']"),
+        ({"prompt": "a", "completion": ["b"]}, "column 'completion', message 0: expected {role: text, content: text}, found 'b'"),
         ({"prompt": "a" * 10_000_000}, "column 'prompt' has 10,000,000 characters, and no model takes more than 1,000,000"),
         ({"problem": "a"}, "column 'prompt' not found; found ['problem']; did you mean 'problem'?"),
     ],

@@ -78,11 +78,12 @@ def test_what_is_cancelled_never_comes(engine: RolloutEngine) -> None:
     asked = requests(6, name="c")
     engine.submit(asked)
     engine.cancel([asked[1].id, asked[4].id])
-    came = []
-    for _ in range(100):
+    came: list[str] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         finished = engine.poll(1.0)
         came += [end.request_id for end in finished if end.completion is not None and end.completion.finish != "abort"]
-        if not finished:
+        if not finished and len(came) >= 4:
             break
     assert sorted(came) == ["c0", "c2", "c3", "c5"]
 
@@ -267,7 +268,7 @@ def test_every_end_token_that_generation_config_names_ends_a_completion(
     end = second[1]
     if type(peculiar).__name__ == "ScriptedEngine":
         peculiar.script = lambda request, version: [40, end]  # type: ignore[attr-defined]
-    drawn = generate(peculiar, [Request(f"e{i}", PROMPTS[1], Sampling(8), seed=i) for i in range(16)], 60)
+    drawn = generate(peculiar, [Request(f"e{i}", PROMPTS[1], Sampling(8, temperature=0.1), seed=i) for i in range(16)], 60)
     ended = [completion for completion in drawn if end in completion.tokens]
     assert ended
     assert all(completion.tokens.index(end) == len(completion.tokens) - 1 and completion.finish == "stop" for completion in ended)
