@@ -36,6 +36,7 @@ RENDERERS_OWN = frozenset(
     "strftime_now range dict lipsum cycler joiner namespace loop".split()
 )
 """Names that whoever renders a chat template gives it, with those of jinja itself."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
@@ -381,6 +382,10 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
         text = (
             f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}; name one, or a hub id such as Qwen/Qwen2.5-1.5B"
         )
+        yield Finding(keys, text)
+    folder = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
+    if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        text = f"model {path!r}: its folder has no tokenizer; save one there with save_pretrained ({', '.join(TOKENIZER_FILES[:3])}, ...)"
         yield Finding(keys, text)
 
 
