@@ -213,7 +213,13 @@ def eval(
     samples: Annotated[int, typer.Option(help="Samples per problem.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens that hold this much probability.")] = 0.95,
+    template_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What the chat template is told, such as enable_thinking=false.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest completion, in tokens.")] = 256,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Leave out longer prompts; by default what the model has room for.", show_default=False)
+    ] = None,
     lenient: Annotated[bool, typer.Option(help="Count an answer whatever its form.")] = False,
     engine: Annotated[Literal["vllm", "hf"], typer.Option(help="What draws the samples: vllm, or transformers.")] = "vllm",
     against: Annotated[
@@ -233,6 +239,7 @@ def eval(
         template=template, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, lenient=lenient
     )
     settings |= dict(engine=engine, columns=column or [], out=out)
+    settings |= dict(max_prompt_tokens=max_prompt_tokens, template_options=template_option or [])
     with _stdout_for_json(as_json):
         metrics = evaluate_model(model, data, **settings) if against is None else compare_models(model, against, data, **settings)
     if as_json:
@@ -268,7 +275,10 @@ def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one 
         print(json.dumps({"rewards": rewards}))
         return
     for r in rewards:
-        shown = {key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value for key, value in r["settings"].items()}
+        shown = {
+            key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value
+            for key, value in r["settings"].items()
+        }
         settings = ", ".join(f"{key}: {value}" for key, value in shown.items()) or "none"
         print(f"{r['name']} ({r['from']})\n  {r['about']}\n  columns: {', '.join(r['columns'])}\n  settings: {settings}")
 

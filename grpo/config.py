@@ -53,6 +53,11 @@ class Tags(Strict):
     think: str = "think"
     answer: str = "answer"
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The four tags as they are written."""
+        return tuple(f"<{slash}{name}>" for name in (self.think, self.answer) for slash in ("", "/"))
+
 
 SOURCE_KEYS = ("reasoning_gym", "jsonl", "json", "parquet", "csv", "folder", "hub", "general", "generator")
 FILE_KEYS = ("jsonl", "json", "parquet", "csv", "folder", "measured")  # of a source: their values are paths
@@ -94,7 +99,10 @@ class DataSource(Strict):
     folder: str | None = Field(None, description="all .jsonl, .json, .csv and .parquet files below it, in the order of their names")
     hub: str | None = Field(None, description="a data set id on the Hugging Face hub")
     subset: str | None = Field(None, description="of a hub data set that has several, such as main")
-    split: str = "train"
+    split: str | None = Field(
+        None,
+        description="of a hub data set, by default train; or of a folder, whose files it is looked for in the names of; train+test: both",
+    )
     revision: str | None = Field(None, description="a commit, tag or branch of a hub data set")
     general: bool = Field(False, description="short rule-made instructions that are not sums")
     generator: str | None = Field(None, description="./file.py:name, a Python generator of rows")
@@ -189,6 +197,9 @@ class Evaluation(Strict):
     temperature: NonNegativeFloat = 0.6
     top_p: Fraction = 0.95
     min_p: Fraction = 0.0
+    max_prompt_tokens: PositiveInt | None = Field(
+        None, description="longer prompts are left out and counted; by default what the model has room for beside a completion"
+    )
     max_completion_tokens: PositiveInt = 256
     seed: int = 1234
     pass_at: list[PositiveInt] = Field(default_factory=lambda: [1])
@@ -513,6 +524,9 @@ class Recipe(Strict):
     seed: int = 0
     model: str | MadeModel | PretrainedModel
     template: str = Field("r1_zero", description="r1_zero, chat (the tokenizer's own), plain, or ./file.jinja")
+    template_options: dict[str, Any] = Field(
+        default_factory=dict, description="what the chat template is told besides the messages, such as {enable_thinking: false}"
+    )
     tags: Tags = Tags()
     data: dict[str, DataSource] = Field(default_factory=dict)
     evaluation: Evaluation | None = None
@@ -531,6 +545,13 @@ class Recipe(Strict):
         description="tensorboard, wandb, mlflow, trackio or ./file.py:Class; the run's own files are written in any case",
     )
     stages: Annotated[list[Stage], Field(min_length=1)]
+
+
+def imitated_sources(recipe: Recipe) -> set[str]:
+    """The data sources whose rows models imitate, so that each needs a completion."""
+    taught = [stage.data for stage in recipe.stages if isinstance(stage, SftStage | DistillStage)]
+    mixed = [mix.use for stage in recipe.stages if isinstance(stage, RejectStage) for mix in stage.mix]
+    return {name for sources in [*taught, *mixed] for name in source_names(sources)} & recipe.data.keys()
 
 
 def kept_alive(recipe: Recipe, stage: SftStage | DistillStage) -> list[SftStage | DistillStage]:

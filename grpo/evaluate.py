@@ -46,11 +46,13 @@ def evaluate_model(
     lenient: bool,
     engine: str = "vllm",
     columns: Sequence[str] = (),
+    max_prompt_tokens: int | None = None,
+    template_options: Sequence[str] = (),
     out: str | None = None,
 ) -> dict[str, float]:
     """Scores of ``model`` on the problems of ``data`` (columns question or prompt, and answer; ``columns``: "ours=theirs").
 
-    Raises RecipeError for what cannot work.
+    ``template_options`` are "name=value". Raises RecipeError for what cannot work.
     """
     import yaml
 
@@ -67,11 +69,15 @@ def evaluate_model(
     renamed, wrong = key_value_pairs(columns)
     if wrong:
         raise RecipeError("\n".join(f"--column {problem}" for problem in wrong))
+    options, wrong = key_value_pairs(template_options)
+    if wrong:
+        raise RecipeError("\n".join(f"--template-option {problem}" for problem in wrong))
     evaluation: dict[str, Any] = {
         "prompts": "problems",
         "samples_per_prompt": samples,
         "temperature": temperature,
         "top_p": top_p,
+        "max_prompt_tokens": max_prompt_tokens,
         "max_completion_tokens": max_tokens,
         "pass_at": sorted({1, samples}),
     }
@@ -81,6 +87,7 @@ def evaluate_model(
         "name": "eval",
         "model": str(Path(model).resolve()) if Path(model).exists() else model,
         "template": str(Path(template).resolve()) if template.endswith(".jinja") else template,
+        "template_options": options,
         "data": {"problems": {SOURCE_OF_SUFFIX[file.suffix]: os.path.abspath(data), "columns": renamed}},
         "evaluation": evaluation,
         "rollout": {"engine": engine},

@@ -7,19 +7,36 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from grpo import config
-from grpo.config import SOURCE_COLUMN, DataSource, Evaluation, MadeModel, Mixture, PretrainedModel, Recipe, RewardUse, source_names
+from grpo.config import (
+    SOURCE_COLUMN,
+    DataSource,
+    Evaluation,
+    MadeModel,
+    Mixture,
+    PretrainedModel,
+    Recipe,
+    RewardUse,
+    imitated_sources,
+    source_names,
+)
 from grpo.problems import Finding, Keys, listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
+RENDERERS_OWN = frozenset(
+    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token raise_exception "
+    "strftime_now range dict lipsum cycler joiner namespace loop".split()
+)
+"""Names that whoever renders a chat template gives it, with those of jinja itself."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
@@ -27,6 +44,7 @@ PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     """Everything that is missing; ``base`` is the folder that relative paths refer to."""
     yield from _template(recipe.template, base)
+    yield from _template_options(recipe, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
     if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
@@ -36,8 +54,9 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     for number, tracker in enumerate(recipe.trackers):
         yield from _tracker(tracker, base, ("trackers", number))
     columns: Columns = {}
+    taught = imitated_sources(recipe)
     for name, source in recipe.data.items():
-        columns[name], findings = source_columns(name, source, base)
+        columns[name], findings = source_columns(name, source, base, name in taught)
         yield from findings
     yield from _model(recipe.model, columns, base, ("model",))
     for index, stage in enumerate(recipe.stages):
@@ -79,7 +98,7 @@ def _unread_golds(recipe: Recipe, base: Path) -> Iterator[Finding]:
             yield Finding(("data", name, "filters", "unreadable_gold"), text, (("data", name),))
 
 
-def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset[str] | None, list[Finding]]:
+def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool = False) -> tuple[frozenset[str] | None, list[Finding]]:
     """The columns of a source's rows once renamed and rendered, None where only loading could tell; and what is wrong with the source."""
     at: Keys = ("data", name)
     from rewards.load import missing_column
@@ -97,7 +116,9 @@ def source_columns(name: str, source: DataSource, base: Path) -> tuple[frozenset
     for ours, theirs in source.columns.items():
         if theirs not in columns:
             findings.append(Finding((*at, "columns", ours), missing_column(theirs, columns), (at,)))
-    columns |= source.columns.keys()
+    columns = frozenset(column for column in columns if "." not in column) | source.columns.keys()
+    if "messages" in columns and "completion" not in columns and (is_imitated or not {"prompt", "question"} & columns):
+        columns |= {"prompt", "completion"}
     for field in fields:
         if field not in columns:
             findings.append(Finding((*at, "question"), missing_column(field, columns), (at,)))
@@ -171,17 +192,39 @@ def _peek(path: Path, kind: str) -> frozenset[str] | None:
         if kind == "parquet":
             import pyarrow.parquet
 
-            return frozenset(pyarrow.parquet.read_schema(path).names)
+            return frozenset(_schema_columns(pyarrow.parquet.read_schema(path)))
         with path.open(encoding="utf-8-sig", newline="") as file:
             if kind == "json":
                 return None  # it cannot be read in part
             if kind == "csv":
-                return frozenset(next(csv.reader(file), ()))
+                header = next(csv.reader(file), [])
+                return None if len(header) == 1 and any(sign in header[0] for sign in ";\t|") else frozenset(header)
             lines = [line for _ in range(PEEK_ROWS) if (line := file.readline(PEEK_BYTES)).strip()]
         rows = [json.loads(line) for line in lines]
     except (ImportError, OSError, ValueError, csv.Error):
         return None
-    return frozenset(key for row in rows for key in row) if rows and all(isinstance(row, dict) for row in rows) else None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    return frozenset(key for row in rows for key in (*row, *nested_columns(row)))
+
+
+def nested_columns(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Fields inside of a row's columns, as columns: names them: reward_model.ground_truth."""
+    for key, value in row.items():
+        if before:
+            yield f"{before}{key}"
+        if isinstance(value, Mapping) and before.count(".") < 5:
+            yield from nested_columns(value, f"{before}{key}.")
+
+
+def _schema_columns(fields: Any, before: str = "") -> Iterator[str]:
+    """The names of a Parquet file's columns, and of the fields inside of them."""
+    import pyarrow
+
+    for field in fields:
+        yield f"{before}{field.name}"
+        if pyarrow.types.is_struct(field.type):
+            yield from _schema_columns([field.type.field(number) for number in range(field.type.num_fields)], f"{before}{field.name}.")
 
 
 def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:
@@ -259,16 +302,70 @@ def _template(template: str, base: Path) -> Iterator[Finding]:
         yield Finding(("template",), text)
 
 
-def template_mistakes(source: str) -> list[str]:
-    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
-    from jinja2 import TemplateSyntaxError, nodes
+def _template_options(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """Options that the template never asks for. Of a model that is elsewhere the template is not known yet; the run looks at it then."""
+    if not recipe.template_options or recipe.template not in ("r1_zero", "plain", "chat") and not (base / recipe.template).is_file():
+        return
+    if recipe.template in ("r1_zero", "plain"):
+        text = f"template {recipe.template!r} has no options; write template: chat or ./file.jinja, or delete template_options"
+        yield Finding(("template_options",), text, (("template",),))
+        return
+    source = _chat_template(recipe.model, base) if recipe.template == "chat" else (base / recipe.template).read_text(errors="replace")
+    if source is not None and not template_mistakes(source):
+        for text in option_mistakes(recipe.template_options, source):
+            yield Finding(("template_options",), text, (("template",),))
+
+
+def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str | None:
+    """That of a model's folder, None where there is no such folder or it has several."""
+    if isinstance(model, MadeModel):
+        return None
+    path = model if isinstance(model, str) else model.path
+    folder = next((each for each in (base / path, Path(path).expanduser()) if each.is_dir()), None)
+    if folder is None:
+        return None
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    return named if isinstance(named, str) else None
+
+
+def option_mistakes(options: Mapping[str, Any], source: str | None) -> list[str]:
+    """What is wrong with a template's options, a line each; ``source`` is the jinja that they are for, None where there is none."""
+    if not options:
+        return []
+    if source is None:
+        return ["it has no options; use a chat template, or delete them"]
+    from jinja2 import meta
+
+    known = sorted(meta.find_undeclared_variables(_parsed_template(source)) - RENDERERS_OWN)
+    mistakes = [f"{name!r} is given to every template by the toolkit itself; delete it" for name in options if name in RENDERERS_OWN]
+    return mistakes + [
+        f"the template never asks for {name!r}; it asks for {listed(known) if known else 'none'}{suggestion(name, known)}"
+        for name in options
+        if name not in known and name not in RENDERERS_OWN
+    ]
+
+
+def _parsed_template(source: str) -> Any:
+    """Its syntax tree. Raises jinja2.TemplateSyntaxError."""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
+    return environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+
+
+def template_mistakes(source: str) -> list[str]:
+    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
+    from jinja2 import TemplateSyntaxError, nodes
+
     try:
-        # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
-        tree = environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+        tree = _parsed_template(source)
     except TemplateSyntaxError as error:
         return [f"{error.lineno}: not a jinja template: {error.message}"]
     mistakes = []
@@ -296,6 +393,10 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
         text = (
             f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}; name one, or a hub id such as Qwen/Qwen2.5-1.5B"
         )
+        yield Finding(keys, text)
+    folder = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
+    if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        text = f"model {path!r}: its folder has no tokenizer; save one there with save_pretrained ({', '.join(TOKENIZER_FILES[:3])}, ...)"
         yield Finding(keys, text)
 
 

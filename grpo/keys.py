@@ -92,7 +92,6 @@ MEANINGS = {
     "samples_per_prompt": "completions drawn of each prompt",
     "seed": "everything random follows from it",
     "sequences_per_update": "rows of one optimiser step",
-    "split": "of a hub data set",
     "stages": "what is done, in order",
     "steps": "rollouts, each followed by its updates",
     "stop": "texts that end a completion",

@@ -17,7 +17,8 @@ from rollout.weights import WeightUpdate
 class EngineSettings:
     """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs. ``gpu_share`` is how many GPUs, or
     how much of one, the actor reserves, ``gpu_memory_frac`` how much of its memory the engine takes. ``tensor_parallel`` processes share out
-    each layer (vLLM only). ``sleeps``: it gives its GPU memory back when told to."""
+    each layer (vLLM only). ``sleeps``: it gives its GPU memory back when told to. ``keep`` are texts that stay in a completion's text where they
+    are special tokens of the model, which are otherwise left out of it."""
 
     dtype: str = "bfloat16"
     kv_cache_gib: float = 1.0
@@ -28,6 +29,7 @@ class EngineSettings:
     gpu_memory_frac: float = 0.9
     tensor_parallel: int = 1
     sleeps: bool = False
+    keep: tuple[str, ...] = ()
 
 
 class RolloutEngine(Protocol):

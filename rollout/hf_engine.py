@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 
 from rollout.engine import EngineSettings
 from rollout.errors import WeightSyncError
+from rollout.text import CompletionText, end_ids
 from rollout.types import Completion, Finish, Finished, Request, Sampling
 from rollout.weights import WeightUpdate, unpack_weights
 
@@ -54,9 +55,9 @@ class HfEngine:
         self.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.settings.dtype), use_safetensors=True)
         self._model = model.to(self._device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        ends = self._model.config.get_text_config().eos_token_id
-        self._ends = {*([ends] if isinstance(ends, int) else ends or []), self._tokenizer.eos_token_id}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._text = CompletionText(tokenizer, tokenizer.added_tokens_decoder, self.settings.keep)
+        self._ends = {*end_ids(folder), tokenizer.eos_token_id}
         self.version = version
 
     def load_weights(self, update: WeightUpdate) -> None:
@@ -161,19 +162,14 @@ class HfEngine:
             row.versions.append((len(row.tokens), self.version))
         row.tokens.append(token)
         row.logprobs.append(float(logprobs_V[token]))
-        if token in self._ends or row.request.sampling.stop and any(stop in self._decoded(row) for stop in row.request.sampling.stop):
+        if token in self._ends or self._text.has_stopped(row.tokens, row.request.sampling.stop):
             row.finish = "stop"
         elif len(row.tokens) >= row.request.sampling.max_tokens:
             row.finish = "length"
         return token
 
-    def _decoded(self, row: _Row) -> str:
-        return self._tokenizer.decode(row.tokens, skip_special_tokens=True)
-
     def _finished(self, row: _Row) -> Finished:
-        """Text ends before the first stop string, as vLLM's does."""
-        text = self._decoded(row)
-        row.text = text[: min((at for stop in row.request.sampling.stop if (at := text.find(stop)) >= 0), default=len(text))]
+        row.text = self._text.of(row.tokens, row.request.sampling.stop)
         assert row.finish is not None
         num = len(row.tokens)
         completion = Completion(tuple(row.tokens), tuple(row.logprobs), (True,) * num, row.text, row.finish, tuple(row.versions))

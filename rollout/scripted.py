@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollout.errors import EngineError
+from rollout.text import CompletionText, end_ids
 from rollout.types import Completion, Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
@@ -18,20 +18,20 @@ Script = Callable[[Request, int], Sequence[int]]
 class ScriptedEngine:
     """``script(request, version)`` returns the completion's token ids; log-probabilities are those of a uniform draw from two."""
 
-    def __init__(self, script: Script):
-        self.script = script
+    def __init__(self, script: Script, keep: Sequence[str] = ()):
+        self.script, self.keep = script, keep
         self.version = -1
         self._waiting: list[Request] = []
-        self._tokenizer: Any = None
+        self._text: Any = None
         self._ends: set[int] = set()
 
     def load_model(self, folder: Path, version: int) -> None:
         """Of a model only its tokenizer and its end token, so that a scripted worker is light: no torch, no transformers."""
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ends = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-        self._ends = {ends} if isinstance(ends, int) else set(ends or [])
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._text = CompletionText(tokenizer, tokenizer.get_added_tokens_decoder(), self.keep)
+        self._ends = set(end_ids(folder))
         self.version = version
 
     def load_weights(self, update: WeightUpdate) -> None:
@@ -60,8 +60,11 @@ class ScriptedEngine:
 
     def _finish(self, request: Request) -> Finished:
         tokens = tuple(self.script(request, self.version))[: request.sampling.max_tokens]
-        stopped = bool(tokens) and tokens[-1] in self._ends
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        stop = request.sampling.stop
+        ends = (number for number in range(1, len(tokens) + 1) if self._text.has_stopped(tokens[:number], stop))
+        tokens = tokens[: next(ends, None)] if stop else tokens
+        stopped = bool(tokens) and (tokens[-1] in self._ends or self._text.has_stopped(tokens, stop))
+        text = self._text.of(tokens, stop)
         half = (-0.6931471805599453,) * len(tokens)
         return Finished(
             request.id, Completion(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),))

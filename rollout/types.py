@@ -28,7 +28,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those filters off."""
+    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those filters off. ``stop``: texts that end a
+    completion, and are the end of its text."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -63,6 +64,7 @@ class Completion:
     tokens     [L] ids, the end token included when finish is "stop" by it
     logprobs   [L] natural log-probabilities of the distribution sampled from (after temperature and filters), each by the version that drew it
     trainable  [L] False for tokens that a tool wrote rather than the policy
+    text       what the tokens say, without special tokens other than EngineSettings.keep, up to the end of a stop string
     versions   ((first token index, weights version), ...): one pair, or several when weights changed in flight
     """
 

@@ -13,6 +13,7 @@ from rollout.engine import EngineSettings
 from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import fault
 from rollout.readback import mismatched_weights
+from rollout.text import CompletionText, end_ids
 from rollout.types import Completion, Finish, Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
@@ -40,6 +41,7 @@ class VllmEngine:
         self.settings = settings
         self.version = -1
         self._llm: Any = None
+        self._stops: dict[str, tuple[str, ...]] = {}  # of requests that have some
         self._can_sleep = False  # on a CPU vLLM has no memory to give back, and refuses
 
     def load_model(self, folder: Path, version: int) -> None:
@@ -71,6 +73,9 @@ class VllmEngine:
             )
         except Exception as error:  # of every family, and some of them cannot be pickled
             raise EngineError(f"{type(error).__name__}: {error}") from error
+        tokenizer = self._llm.get_tokenizer()
+        self._text = CompletionText(tokenizer, tokenizer.added_tokens_decoder, self.settings.keep)
+        self._ends = end_ids(folder)
         self._set_version(version)
 
     def load_weights(self, update: WeightUpdate) -> None:
@@ -105,12 +110,16 @@ class VllmEngine:
                 min_p=sampling.min_p,
                 max_tokens=sampling.max_tokens,
                 stop=list(sampling.stop) or None,
+                stop_token_ids=self._ends,
+                skip_special_tokens=False,  # a stop string may be one
                 seed=request.seed if sampling.temperature > 0 else None,
                 logprobs=0,
                 detokenize=bool(sampling.stop),  # by vLLM token for token, which is slow, and needed only to find a stop string
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._llm.llm_engine.add_request(request.id, {"prompt_token_ids": list(request.tokens)}, params)
+            if sampling.stop:
+                self._stops[request.id] = sampling.stop
 
     def poll(self, timeout_s: float) -> list[Finished]:
         deadline = time.monotonic() + timeout_s
@@ -123,7 +132,9 @@ class VllmEngine:
         return finished
 
     def cancel(self, request_ids: Iterable[str]) -> None:
-        self._llm.llm_engine.abort_request(list(request_ids))
+        for request_id in (names := list(request_ids)):
+            self._stops.pop(request_id, None)
+        self._llm.llm_engine.abort_request(names)
 
     def sleep(self) -> None:
         if self._can_sleep:
@@ -143,9 +154,7 @@ class VllmEngine:
         drawn = output.outputs[0]
         tokens = tuple(drawn.token_ids)
         logprobs = tuple(chosen[token].logprob for token, chosen in zip(tokens, drawn.logprobs, strict=True))
-        text = drawn.text
-        if not text and not isinstance(drawn.stop_reason, str):  # no stop string was asked for, or found
-            text = self._llm.get_tokenizer().decode(tokens, skip_special_tokens=True)
+        text = self._text.of(tokens, self._stops.pop(output.request_id, ()))
         finish: Finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
         versions = tuple((span.start, int(span.version)) for span in drawn.weight_versions or ()) or ((0, self.version),)
         return Finished(output.request_id, Completion(tokens, logprobs, (True,) * len(tokens), text, finish, versions))

@@ -158,5 +158,5 @@ def _make_engine(kind: str, settings: EngineSettings, script: str | None, base: 
     if kind == "scripted":
         from rollout.scripted import ScriptedEngine, load_script
 
-        return ScriptedEngine(load_script(str(script), base))
+        return ScriptedEngine(load_script(str(script), base), settings.keep)
     raise EngineError(f"rollout.engine {kind!r} is not known; known are vllm, hf, scripted")

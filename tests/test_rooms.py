@@ -19,7 +19,20 @@ ROWS_OF_GRPO: list[set[str]] = [
     {"stages", "tiny"},
     {"policy", "data", "run"},
     {
-        *("algorithm", "config", "contradictions", "cores", "elsewhere", "errors", "graph", "inputs", "keys", "loading", "problems", "schema"),
+        *(
+            "algorithm",
+            "config",
+            "contradictions",
+            "cores",
+            "elsewhere",
+            "errors",
+            "graph",
+            "inputs",
+            "keys",
+            "loading",
+            "problems",
+            "schema",
+        ),
         *("storage", "tested", "types", "yamltree"),
     },
 ]

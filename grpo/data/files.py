@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,13 @@ from grpo.errors import DataError
 
 Row = dict[str, Any]
 SHOWN_PROBLEMS = 20
+SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
+DESCRIPTIONS = (
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+)  # of a data set, which the datasets library writes
 MOST_FIELD_CHARACTERS = 2**31 - 1  # the csv module's own limit is 131,072; ours is for all kinds of source and comes later
 
 
@@ -27,21 +37,49 @@ class Record:
 
 def read_file(path: Path, problems: list[str]) -> list[Record]:
     """The records of a .jsonl, .json, .csv or .parquet file; what cannot be read is added to ``problems``, by file and line."""
-    return READERS[path.suffix.lower()](path, problems)
+    return READERS[_ending(path)](path, problems)
 
 
-def read_folder(folder: Path, problems: list[str]) -> list[Record]:
-    """The records of all such files below ``folder``, in the order of their names; hidden files and other kinds are passed over."""
+def read_folder(folder: Path, problems: list[str], split: str | None = None) -> list[Record]:
+    """The records of all such files below ``folder``, in the order of their names; hidden files and other kinds are passed over.
+
+    Where the names of files tell of several splits, ``split`` says which to read: train, or train+test.
+    """
     files = data_files(folder)
     if not files:
         problems.append(f"{folder}: no file here or below ends in {', '.join(READERS)}")
+    splits = {file: split_of(file.relative_to(folder)) for file in files}
+    found = sorted({name for name in splits.values() if name is not None})
+    wanted = [SPLITS.get(name, name) for name in split.split("+")] if split else None
+    if wanted is not None and found and (absent := [name for name in wanted if name not in found]):
+        problems.append(f"{folder}: no file of split {absent[0]!r}; by their names there are {', '.join(found)}; write split: {found[0]}")
+    elif wanted is None and len(found) > 1:
+        problems.append(
+            f"{folder}: files of several splits: {', '.join(found)}\n  write split: {found[0]}, or split: {'+'.join(found)} for all of them"
+        )
+    if wanted is not None and found:
+        files = [file for file in files if splits[file] in wanted]
     return [record for file in files for record in read_file(file, problems)]
 
 
 def data_files(folder: Path) -> list[Path]:
     """The files that ``read_folder`` reads."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in READERS and path.is_file())
+    files = (path for path in folder.rglob("*") if _ending(path) in READERS and path.name not in DESCRIPTIONS and path.is_file())
     return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file's name tells of (train-00000-of-00002.parquet), or the name of its folder; None where they tell of none."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[-_.]", part.lower()):
+            if word in SPLITS:
+                return SPLITS[word]
+    return None
+
+
+def _ending(path: Path) -> str:
+    """Of a file that may be packed: .jsonl of rows.jsonl.gz."""
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -68,7 +106,7 @@ def refuse(problems: list[str], what: str = "") -> None:
 def read_lines(path: Path, problems: list[str]) -> list[Record]:
     """JSON lines. A line ends at a newline and at nothing else; empty ones are passed over, and so is a byte order mark."""
     records = []
-    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, raw in enumerate(_bytes_of(path, problems).split(b"\n"), start=1):
         place = f"{path}:{number}"
         try:
             line = raw.decode("utf-8")
@@ -176,6 +214,11 @@ def _csv_records(path: Path, reader: Any, problems: list[str]) -> Iterator[Recor
             return
         if header is None:
             header = fields
+            if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
+                problems.append(
+                    f"{place}: the columns are separated by {other!r}, found {header[0]!r:.60}\n  save the file with commas between its columns"
+                )
+                return
             odd = sorted({name for name in header if not name.strip() or header.count(name) > 1})
             if odd:
                 problems.append(f"{place}: the header needs a name of its own for every column, found {header}")
@@ -198,8 +241,20 @@ def read_parquet(path: Path, problems: list[str]) -> list[Record]:
     return [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
 
 
+def _bytes_of(path: Path, problems: list[str]) -> bytes:
+    """What is in a file, unpacked where it is a gzip, and without a byte order mark."""
+    raw = path.read_bytes()
+    if raw.startswith(b"\x1f\x8b"):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            problems.append(f"{path}: a gzip file that cannot be unpacked ({error}); get it again")
+            return b""
+    return raw.removeprefix(b"\xef\xbb\xbf")
+
+
 def _text_of(path: Path, problems: list[str]) -> str | None:
-    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    raw = _bytes_of(path, problems)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -34,14 +34,19 @@ def trained_sources(recipe: Recipe) -> list[str]:
 
 
 def prompt_key(prompt: Any) -> str:
-    """Two prompts of one key are the same question: case, kinds of white space, and width of characters do not count."""
+    """Two prompts of one key are the same question: case, kinds of white space, and width of characters do not count.
+
+    One message of a user is the question that it holds.
+    """
+    if isinstance(prompt, list) and len(prompt) == 1 and prompt[0].get("role") == "user" and isinstance(prompt[0].get("content"), str):
+        prompt = prompt[0]["content"]
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def prompt_text(prompt: Any) -> str:
     """A prompt's words: its own, or those of its messages."""
-    return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content") or "") for message in prompt)
 
 
 class SharedWords:

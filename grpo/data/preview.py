@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.config import DataSource, Recipe
+from grpo.config import DataSource, Recipe, imitated_sources
 from grpo.data.golds import GoldReader
 from grpo.data.held_out import held_out_sources
 from grpo.data.sources import Sources
@@ -37,7 +37,8 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
     """One for each source, in the recipe's order. Reads local files; raises DataError with all that is wrong in any of them."""
     held_out = held_out_sources(recipe)
     reader = GoldReader(recipe, base, MAX_GOLDS_READ)
-    sources = Sources(recipe.data, base, recipe.tags, [name for name in held_out if _is_readable(recipe, name)], unreadable=reader)
+    readable = [name for name in held_out if _is_readable(recipe, name)]
+    sources = Sources(recipe.data, base, recipe.tags, readable, unreadable=reader, imitated=imitated_sources(recipe))
     found: list[Preview] = []
     wrong: dict[str, None] = {}
     for name, source in recipe.data.items():
@@ -59,7 +60,7 @@ def previews(recipe: Recipe, base: Path) -> list[Preview]:
             except DataError as error:  # its own, or that of a source it is disjoint from, which is said once
                 wrong[str(error)] = None
             else:
-                note = _left_to_the_run(recipe, name, held_out, reader.num_unread.get(name, 0))
+                note = "; ".join(filter(None, [_left_to_the_run(recipe, name, held_out, reader.num_unread.get(name, 0)), *loaded.notes]))
                 found.append(Preview(name, kind, len(loaded.rows), loaded.dropped, is_held_out, note))
     if wrong:
         raise DataError("\n".join(wrong))

@@ -15,24 +15,32 @@ from grpo.data.difficulty import measured_pass_rates
 from grpo.data.files import Record, Row, read_csv, read_folder, read_json, read_lines, read_parquet, refuse
 from grpo.data.general import general_rows
 from grpo.data.held_out import SharedWords, prompt_key
+from grpo.data.oddities import oddities
 from grpo.data.sieve import UNREADABLE, CountTokens, Sieve
 from grpo.data.sums import worked_sum
 from grpo.errors import DataError
+from grpo.inputs import nested_columns
 from rewards.load import missing_column
 
 MOST_DRAWS = 60  # of twice the rows asked for; a task that has so few distinct problems is refused
 MOST_CHARACTERS = 1_000_000  # of one text: longer than any model's context
-FILE_READERS = {"jsonl": read_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet, "folder": read_folder}
+FILE_READERS = {"jsonl": read_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet}
 TEXTS = ("prompt", "completion", "answer")  # the columns that are written down and sent between processes
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source's rows, how many were left out for which reason, and where each row was read: "rows.jsonl:3"."""
+    """A source's rows and what is known of them.
+
+    dropped   how many rows were left out, by reason
+    places    where each row was read: "rows.jsonl:3"
+    notes     what is odd about the rows, a line each
+    """
 
     rows: list[Row]
     dropped: Mapping[str, int]
     places: list[str] = field(default_factory=list, compare=False)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
@@ -46,6 +54,7 @@ class Sources:
     count_tokens  of a prompt as the model receives it; None leaves filters by length out
     samples_of    the file in which a stage wrote its samples down, for measured_in
     unreadable    of a source's name and rows, the numbers of those whose gold answers can't be read; None leaves them in
+    imitated      sources whose rows models imitate, so that each needs a completion
     """
 
     def __init__(
@@ -57,9 +66,10 @@ class Sources:
         count_tokens: CountTokens | None = None,
         samples_of: Callable[[str], Path] | None = None,
         unreadable: Callable[[str, Sequence[Row]], Collection[int]] | None = None,
+        imitated: Collection[str] = (),
     ):
         self.sources, self.base, self.tags, self.held_out, self.count_tokens = sources, base, tags, held_out, count_tokens
-        self.samples_of, self.unreadable = samples_of, unreadable
+        self.samples_of, self.unreadable, self.imitated = samples_of, unreadable, imitated
         self._place: dict[int, str] = {}  # by id() of a row, while its source is being read
         self._loaded: dict[str, Loaded] = {}
 
@@ -83,7 +93,8 @@ class Sources:
                 unreadable = self.unreadable(name, rows)
                 last.dropped[UNREADABLE] += len(unreadable)
                 rows = [row for index, row in enumerate(rows) if index not in unreadable]
-            self._loaded[name] = Loaded(rows, dict(sieve.dropped + last.dropped), [self._place[id(row)] for row in rows])
+            dropped = dict(sieve.dropped + last.dropped)
+            self._loaded[name] = Loaded(rows, dropped, [self._place[id(row)] for row in rows], tuple(oddities(rows)))
             self._place.clear()
             if not rows:
                 raise DataError(
@@ -107,7 +118,7 @@ class Sources:
 
     def _read(self, name: str, source: DataSource, sieve: Sieve) -> list[Row]:
         problems: list[str] = []
-        finished = self._finished(source, self._records(name, source, problems), problems)
+        finished = self._finished(source, self._records(name, source, problems), problems, name in self.imitated)
         refuse(problems, f"data source {name!r}: ")
         return [row for row in finished if sieve.passes(row)][: source.rows]
 
@@ -136,18 +147,18 @@ class Sources:
 
     def _records(self, name: str, source: DataSource, problems: list[str]) -> list[Record]:
         ((kind, value),) = source.given.items()
-        if kind in FILE_READERS:
+        if kind == "folder" or kind in FILE_READERS:
             path = self.base / value
             if not path.exists():
                 raise DataError(f"data source {name!r}: there is no {'folder' if kind == 'folder' else 'file'} {path}")
-            return FILE_READERS[kind](path, problems)
+            return read_folder(path, problems, source.split) if kind == "folder" else FILE_READERS[kind](path, problems)
         if kind == "general":
             return _numbered(general_rows(source.rows or 200, source.seed, self.tags))
         if kind == "generator":
             return _from_generator(name, source, self.base, problems)
         return _from_hub(name, source)
 
-    def _finished(self, source: DataSource, records: Iterable[Record], problems: list[str]) -> list[Row]:
+    def _finished(self, source: DataSource, records: Iterable[Record], problems: list[str], is_imitated: bool = False) -> list[Row]:
         """Rows with their columns renamed, their prompt written, and their pass rate looked up; what is wrong goes to ``problems``."""
         measured = self.base / source.measured if source.measured else None
         if source.measured_in is not None:
@@ -157,11 +168,13 @@ class Sources:
         rows = []
         for record in records:
             try:
-                row = _shaped(record.row, source, self.tags)
+                row = _shaped(record.row, source, self.tags, is_imitated)
             except DataError as error:
                 problems.append(f"{record.place}: {error}")
                 continue
             wrong = [text for column in TEXTS if (text := mistake_in(column, row.get(column)))]
+            if is_imitated and not wrong and (nothing := nothing_to_imitate(row)):
+                wrong.append(nothing)
             problems += [f"{record.place}: {text}" for text in wrong]
             if rates is not None:
                 row["pass_rate"] = rates.get(prompt_key(row["prompt"]))
@@ -177,9 +190,14 @@ def _split(filters: Filters) -> tuple[Filters, Filters]:
     return filters.model_copy(update=dict.fromkeys(rates)), Filters(**rates)
 
 
-def _shaped(raw: Row, source: DataSource, tags: Tags) -> Row:
-    """Columns renamed; the prompt from ``question:``, or from the column question where there is no prompt yet."""
+def _shaped(raw: Row, source: DataSource, tags: Tags, is_imitated: bool = False) -> Row:
+    """Columns renamed; the prompt from ``question:``, or from the column question where there is no prompt yet.
+
+    Where there is neither, or no completion to imitate, ``messages`` are a prompt up to the assistant's first turn, and a completion from there on.
+    """
     row = {**raw, **{ours: _column(raw, theirs) for ours, theirs in source.columns.items()}}
+    if row.get("messages") and row.get("completion") is None and (is_imitated or not {"prompt", "question"} & row.keys()):
+        row["prompt"], row["completion"] = _parted(row.pop("messages"))
     if source.question is not None:
         try:
             row["prompt"] = source.question.format(**row)
@@ -190,39 +208,94 @@ def _shaped(raw: Row, source: DataSource, tags: Tags) -> Row:
         row["prompt"] = _column(row, "question") if "question" in row else _column(row, "prompt")
     if source.completion == "worked_sums":
         row["completion"] = worked_sum(_column(row, "expression"), tags)
+    for column in ("prompt", "completion"):
+        if isinstance(row.get(column), list):
+            row[column] = [_without_blanks(message) for message in row[column]]
     return row
 
 
 def _column(row: Row, column: str) -> Any:
-    if column not in row:
-        raise DataError(missing_column(column, row))
-    return row[column]
+    """The value of a column; reward_model.ground_truth is that of a field in it."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for name in column.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            raise DataError(missing_column(column, [*row, *(path for path in nested_columns(row) if path not in row)]))
+        value = value[name]
+    return value
+
+
+def _parted(messages: Any) -> tuple[Any, Any]:
+    """The turns before the assistant's first one, and the rest. Raises DataError where there is none, or nothing before it."""
+    if mistake := _mistake_in_messages("messages", messages):
+        raise DataError(mistake)
+    first = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), None)
+    if not first:
+        what = "has no turn of the assistant, so there is nothing to learn" if first is None else "begins with the assistant's turn"
+        raise DataError(f"column 'messages' {what}; correct the row or delete it")
+    return messages[:first], messages[first:]
+
+
+def _without_blanks(message: Any) -> Any:
+    """Without the fields that a table's other rows have and this message has not; its content stays, also where it is null."""
+    if not isinstance(message, Mapping):
+        return message
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
+
+
+def nothing_to_imitate(row: Row) -> str | None:
+    """Why a row cannot be imitated; None where it can."""
+    completion = row.get("completion")
+    if isinstance(completion, list):
+        said = [message for message in completion if message["role"] == "assistant"]
+        if not said:
+            return "column 'completion' has no turn of the assistant, so there is nothing to learn"
+        if not all((message.get("content") or "").strip() or message.get("tool_calls") for message in said):
+            return "column 'completion' has an empty turn of the assistant; write what it says, or delete the row"
+        return None
+    if completion is None or not completion.strip():
+        what = (
+            missing_column("completion", row)
+            if "completion" not in row
+            else f"column 'completion' is {'null' if completion is None else 'empty'}"
+        )
+        return f"{what}; write what the model should say, or delete the row"
+    return None
 
 
 def mistake_in(column: str, value: Any) -> str | None:
     """Why a prompt, completion or answer cannot be used; None where it can. Answers may be missing, and of any type that JSON has."""
     if column != "prompt" and value is None:
         return None
-    if column == "prompt" and isinstance(value, list):
-        return _mistake_in_messages(value)
+    if column in ("prompt", "completion") and isinstance(value, list):
+        return _mistake_in_messages(column, value)
     if column == "answer" and not isinstance(value, str):
         return None if _is_plain(value) else f"column 'answer' is a {type(value).__name__}; write it as text or a number"
     if not isinstance(value, str):
-        wanted = "text or a list of messages" if column == "prompt" else "text"
+        wanted = "text" if column == "answer" else "text or a list of messages"
         return f"column {column!r} must be {wanted}, found {'null' if value is None else f'{type(value).__name__} {value!r:.40}'}"
     if column == "prompt" and not value.strip():
         return "column 'prompt' is empty"
     return _mistake_in_text(column, value)
 
 
-def _mistake_in_messages(messages: list[Any]) -> str | None:
+def _mistake_in_messages(column: str, messages: Any) -> str | None:
+    """Messages have a role and a text; one that calls tools may do without the text."""
+    if not isinstance(messages, list):
+        return f"column {column!r} must be a list of messages, found {type(messages).__name__} {messages!r:.40}"
     if not messages:
-        return "column 'prompt' is an empty list; a list of messages has at least one"
+        return f"column {column!r} is an empty list; a list of messages has at least one"
     for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            return f"column 'prompt', message {number}: expected {{role: text, content: text}}, found {message!r:.60}"
-        if wrong := _mistake_in_text(f"prompt, message {number}", message["content"]):
-            return wrong
+        if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+            content = message.get("content")
+            if content is None and message.get("tool_calls"):
+                continue
+            if isinstance(content, str):
+                if wrong := _mistake_in_text(f"{column}, message {number}", content):
+                    return wrong
+                continue
+        return f"column {column!r}, message {number}: expected {{role: text, content: text}}, found {message!r:.60}"
     return None
 
 
@@ -290,12 +363,13 @@ def _from_generator(name: str, source: DataSource, base: Path, problems: list[st
 def _from_hub(name: str, source: DataSource) -> list[Record]:
     import datasets
 
+    split = source.split or "train"
     try:
-        loaded = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+        loaded = datasets.load_dataset(source.hub, source.subset, split=split, revision=source.revision)
     except Exception as error:  # its own, the hub's and the network's, of many families
         reason = " ".join(str(error).split())
         raise DataError(
-            f"data source {name!r}: {source.hub!r} (split {source.split!r}) could not be had from the hub: {type(error).__name__}: {reason:.300}; "
+            f"data source {name!r}: {source.hub!r} (split {split!r}) could not be had from the hub: {type(error).__name__}: {reason:.300}; "
             "check its name, subset: and split:, the network and HF_TOKEN"
         ) from error
-    return [Record(f"{source.hub}, {source.split}, row {index}", dict(row)) for index, row in enumerate(loaded)]
+    return [Record(f"{source.hub}, {split}, row {index}", dict(row)) for index, row in enumerate(loaded)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from grpo.data.templates import Template
+from grpo.data.templates import Template, first_ids
 from grpo.errors import DataError
+from grpo.inputs import option_mistakes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,12 +20,31 @@ def template_warnings(template: Template, tokenizer: PreTrainedTokenizerBase, st
 
     ``stops_at``: ids at which the model's own configuration stops generating; empty where it says nothing.
     """
+    if mistakes := option_mistakes(template.options, template.source(tokenizer) if template.is_chat else None):
+        raise DataError("\n".join(f"template_options of template {template.name!r}: {mistake}" for mistake in mistakes))
     prompt = template.text(QUESTION, tokenizer)
     if QUESTION not in prompt:
         raise DataError(f"template {template.name!r} leaves the question out of the prompt: {prompt!r:.200}; write it with its content")
     if not tokenizer.encode(prompt, add_special_tokens=False):
         raise DataError(f"template {template.name!r}: the tokenizer makes no tokens of the prompt {prompt!r:.200}")
-    return [*_end(tokenizer, stops_at), *_boundary(template, prompt, tokenizer), *_chat(template, prompt, tokenizer)]
+    return [
+        *_beginning(template, prompt, tokenizer),
+        *_end(tokenizer, stops_at),
+        *_boundary(template, prompt, tokenizer),
+        *_chat(template, prompt, tokenizer),
+    ]
+
+
+def _beginning(template: Template, prompt: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What the tokenizer puts before a text by itself, which a model that was trained with it needs."""
+    first = first_ids(tokenizer)
+    if not first:
+        return
+    name = "".join(tokenizer.convert_ids_to_tokens(list(first)))
+    if not template.is_chat:
+        yield f"the tokenizer puts {name!r} before every text, so every prompt begins with it"
+    elif tuple(tokenizer.encode(prompt, add_special_tokens=False)[: len(first)]) != first:
+        yield f"the tokenizer puts {name!r} before a text, and the chat template writes none, so prompts have none; write it in the template"
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, stops_at: Collection[int]) -> Iterator[str]:
@@ -104,9 +124,3 @@ def _prefill(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
 def _common(one: str, other: str) -> str:
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:length]
-
-
-def stop_ids(config: dict[str, Any], generation_config: dict[str, Any]) -> list[int]:
-    """The end ids that a model's config.json and generation_config.json name; the second wins where both do."""
-    named = generation_config.get("eos_token_id", config.get("eos_token_id"))
-    return [named] if isinstance(named, int) else list(named or [])

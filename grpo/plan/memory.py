@@ -86,16 +86,17 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
 def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
     """The longest sequence that an engine may have to hold: one engine serves all stages and evaluations.
 
-    Where no stage says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
+    Where nothing says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
     """
     sampled = [stage for stage in recipe.stages if isinstance(stage, RlStage | RejectStage | DistillStage)]
     evaluations = [recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in recipe.stages)]
     completions = [stage.max_completion_tokens for stage in sampled] + [e.max_completion_tokens for e in evaluations if e is not None]
     completion = max(completions, default=256)
+    stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations if e is not None and e.max_prompt_tokens is not None]
     if sampled:
-        return completion + max(stage.max_prompt_tokens for stage in sampled)
+        return max([completion + max(stage.max_prompt_tokens for stage in sampled), *stated])
     positions = [model.positions for model in drawn if model.positions is not None]
-    return completion + max(1, min([512, *(room - completion for room in positions)]))
+    return max([completion + max(1, min([512, *(room - completion for room in positions)])), *stated])
 
 
 # --- Engines --------------------------------------------------------------------------------------
@@ -144,7 +145,9 @@ def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: l
     if not holding.fits:
         cache = _gib(longest * largest.cache_bytes_per_token)
         if site.machine.num_gpus == 1 and _could_sleep(recipe):
-            yield _refusal(stage, holding, ["rollout.sleep: true", "a GPU each for engine and trainer", "take a smaller model, or more memory"])
+            yield _refusal(
+                stage, holding, ["rollout.sleep: true", "a GPU each for engine and trainer", "take a smaller model, or more memory"]
+            )
             return
         own_gpus = "give engines GPUs of their own: at least rollout.workers + trainer.ranks in all, or fewer of those"
         shorter = f"lower max_completion_tokens: a sequence of {longest:,} tokens has {cache} GiB of keys and values"

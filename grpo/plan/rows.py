@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.config import Recipe
+from grpo.config import Recipe, imitated_sources
 from grpo.data.files import Row
+from grpo.data.imitated import imitated, mended_in_words
 from grpo.data.preview import Preview
 from grpo.data.sources import Sources
 from grpo.data.templates import Template
@@ -29,18 +32,51 @@ class RenderedPrompt:
     num_tokens: int | None
 
 
-def over_limit(found: Preview, recipe: Recipe, base: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Preview:
-    """Without the rows whose prompt has more than ``max_tokens``, which a run leaves out. Generated sources are looked at by a sample."""
+@dataclass(frozen=True)
+class Limit:
+    """The most tokens of a source's prompts, or where it is ``imitated`` of prompt and completion; ``name`` is how a recipe calls it."""
+
+    name: str
+    tokens: int
+    stage: str
+    tokenizer: PreTrainedTokenizerBase
+    imitated: bool = False
+
+
+def over_limits(found: Preview, recipe: Recipe, base: Path, limits: Sequence[Limit]) -> Preview:
+    """Without the rows over a limit, which a run leaves out. Generated sources are looked at by a sample.
+
+    Raises DataError where none is left, or one does not fit the template.
+    """
     rows = first_rows(found.source, recipe, base, MOST_TOKENISED)
     if found.rows is None or not rows:
         return found
-    template = Template(recipe.template, recipe.tags, base)
-    num_long = sum(len(template.prompt(row, "", tokenizer).tokens) > max_tokens for row in rows)
-    if not num_long:
-        return found
+    template = Template.of(recipe, base)
     looked_at = "" if len(rows) == found.rows else f" (of {len(rows):,} looked at)"
-    left = found.rows - num_long if not looked_at else found.rows
-    return replace(found, rows=left, dropped={**found.dropped, f"over max_prompt_tokens {max_tokens:,}{looked_at}": num_long})
+    dropped, notes, least = dict(found.dropped), [found.note] if found.note else [], found.rows
+    for limit in limits:
+        mended: Counter[str] = Counter()
+        lengths = []
+        for row in rows:
+            if limit.imitated:
+                learned = imitated(row, template, limit.tokenizer)
+                mended.update(learned.mended)
+                lengths.append(learned.num_tokens)
+            else:
+                lengths.append(len(template.prompt(row, "", limit.tokenizer).tokens))
+        num_long = sum(length > limit.tokens for length in lengths)
+        if num_long == len(rows):
+            what = "rows" if limit.imitated else "prompts"
+            raise DataError(
+                f"data source {found.source!r}: none of {len(rows):,} {what}{looked_at} fits {limit.name} = {limit.tokens:,} "
+                f"of stage {limit.stage!r}\n"
+                f"  they have {min(lengths):,} to {max(lengths):,} tokens; raise it"
+            )
+        notes += [line for line in mended_in_words(mended) if line not in notes]
+        if num_long:
+            dropped[f"over {limit.name} {limit.tokens:,}{looked_at}"] = num_long
+            least = min(least, found.rows - num_long) if not looked_at else least
+    return replace(found, rows=least, dropped=dropped, note="; ".join(notes))
 
 
 def first_rows(name: str, recipe: Recipe, base: Path, number: int) -> list[Row]:
@@ -50,7 +86,7 @@ def first_rows(name: str, recipe: Recipe, base: Path, number: int) -> list[Row]:
         return []
     few = source.model_copy(update={"rows": number, "disjoint_from": []}) if source.reasoning_gym else source
     try:
-        return Sources({**recipe.data, name: few}, base, recipe.tags).load(name).rows[:number]
+        return Sources({**recipe.data, name: few}, base, recipe.tags, imitated=imitated_sources(recipe)).load(name).rows[:number]
     except DataError:
         return []  # a task with so few problems that match; the run draws on
 
@@ -58,7 +94,7 @@ def first_rows(name: str, recipe: Recipe, base: Path, number: int) -> list[Row]:
 def rendered(name: str, recipe: Recipe, base: Path, tokenizer: PreTrainedTokenizerBase | None) -> RenderedPrompt | None:
     """None where no row is at hand, or the template is the tokenizer's own and that is elsewhere."""
     rows = first_rows(name, recipe, base, 1)
-    template = Template(recipe.template, recipe.tags, base)
+    template = Template.of(recipe, base)
     needs_tokenizer = recipe.template == "chat" or recipe.template.endswith(".jinja")
     if not rows or (tokenizer is None and needs_tokenizer):
         return None

@@ -15,7 +15,7 @@ from grpo.run.folder import RunFolder
 from grpo.storage import file_digest
 
 AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
-SHARED = ("seed", "model", "template", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
+SHARED = ("seed", "model", "template", "template_options", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
 HARMLESS = ("checkpoint_every", "keep_checkpoints", "eval_every")
 MAY_GROW = ("stage.steps", "stage.epochs")  # of a stage that was begun: what is done of it stays as it is
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import Recipe, RejectStage, RlStage, source_names
+from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
 from grpo.data.preview import Preview, previews
 from grpo.data.trials import Trial
 from grpo.loading import LoadedRecipe
@@ -18,7 +18,7 @@ from grpo.plan.contacts import Contact, contacts_of
 from grpo.plan.disk import Written, written_by
 from grpo.plan.duration import Costs, Rates, Seconds, seconds_of_stage, stated_rates
 from grpo.plan.hardware import Site, site_of
-from grpo.plan.rows import RenderedPrompt, over_limit, rendered
+from grpo.plan.rows import Limit, RenderedPrompt, over_limits, rendered
 from grpo.plan.stages import AnyStage, PlannedStage, make_plan
 from grpo.plan.work import Lengths, drawings, rows_made, training_of
 from grpo.run.folder import RunFolder
@@ -101,12 +101,32 @@ def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False, tr
 
 
 def _without_long(found: Preview, recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> Preview:
-    """With those over a stage's max_prompt_tokens counted, where a tokenizer is at hand."""
+    """With those counted that are over a limit of the stages and evaluations that use them, where a tokenizer is at hand."""
+    limits: dict[tuple[str, int], Limit] = {}
     for stage in recipe.stages:
         tokenizer = _tokenizer(known[stage.name])
-        if isinstance(stage, RlStage | RejectStage) and found.source in source_names(stage.prompts) and tokenizer is not None:
-            return over_limit(found, recipe, base, tokenizer, stage.max_prompt_tokens)
-    return found
+        if tokenizer is None:
+            continue
+        for limit in _limits(stage, found.source, recipe, known[stage.name], tokenizer):
+            limits.setdefault((limit.name, limit.tokens), limit)
+    return over_limits(found, recipe, base, list(limits.values())) if limits else found
+
+
+def _limits(stage: AnyStage, source: str, recipe: Recipe, model: Architecture, tokenizer: Any) -> Iterator[Limit]:
+    """What a stage leaves out of a source by length."""
+    if isinstance(stage, RlStage | RejectStage) and source in source_names(stage.prompts):
+        yield Limit("max_prompt_tokens", stage.max_prompt_tokens, stage.name, tokenizer)
+    if isinstance(stage, SftStage | DistillStage) and source in source_names(stage.data):
+        yield Limit("max_tokens", stage.max_tokens, stage.name, tokenizer, imitated=True)
+    evaluation = (stage.evaluation if isinstance(stage, EvalStage) else None) or (
+        None if isinstance(stage, RejectStage) else recipe.evaluation
+    )
+    if isinstance(evaluation, Evaluation) and source == evaluation.prompts:
+        room = evaluation.max_prompt_tokens or (
+            model.positions - evaluation.max_completion_tokens if model.config and model.positions else None
+        )
+        if room is not None:
+            yield Limit("evaluation.max_prompt_tokens", room, stage.name, tokenizer)
 
 
 def _prompts(recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> list[RenderedPrompt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Scores:
     num_unjudged: int
     pass_at: Mapping[str, float]
     majority: float
+    num_too_long: int = 0
 
     def metrics(self, suffix: str = "") -> dict[str, float]:
         """As metric names: eval/accuracy{suffix}, ..."""
@@ -58,7 +59,11 @@ def run(stage: EvalStage, work: Workplace, folder: Path) -> Outcome:
 
 def summary(scores: Scores, before: Scores | None = None) -> dict[str, float]:
     """What a stage reports of its model, and of the model it started from where there is one."""
-    counts = {"eval/num_problems": scores.num_problems, "eval/num_unjudged": scores.num_unjudged}
+    counts = {
+        "eval/num_problems": scores.num_problems,
+        "eval/num_unjudged": scores.num_unjudged,
+        "eval/num_too_long": scores.num_too_long,
+    }
     extra = {**{f"eval/{name}": value for name, value in scores.pass_at.items()}, "eval/maj": scores.majority}
     errors = {"eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
     if before is None:
@@ -96,7 +101,8 @@ def _identity(work: Workplace, model: Checkpoint, settings: Evaluation) -> str:
     files = {name: work.base / name for name in (*graders, recipe.template, (recipe.rollout.script or "").rpartition(":")[0])}
     code = {name: file_digest(file) for name, file in files.items() if file.is_file()}
     rollout = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script"})
-    told = [settings.model_dump(mode="json"), work.rows(settings.prompts), recipe.template, recipe.tags.model_dump(), rollout, code]
+    template = [recipe.template, recipe.template_options, recipe.tags.model_dump()]
+    told = [settings.model_dump(mode="json"), work.rows(settings.prompts), *template, rollout, code]
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -116,9 +122,13 @@ def measure(
         meanwhile()
 
     tokenizer = work.tokenizer(model.path)
-    prompt_set = work.prompts(settings.prompts, tokenizer, work.longest_prompt(), limit=settings.rows)
+    room = work.prompt_limit(settings, model)
+    prompt_set = work.prompts(settings.prompts, tokenizer, room, limit=settings.rows, called="evaluation.max_prompt_tokens")
     if prompt_set.num_too_long:
-        work.progress.say(f"  evaluation leaves out {prompt_set.num_too_long} problems over max_prompt_tokens = {work.longest_prompt()}")
+        work.progress.say(
+            f"  evaluation: {prompt_set.num_too_long} of {prompt_set.num_too_long + len(prompt_set.prompts)} problems are longer than "
+            f"max_prompt_tokens = {room} and left out"
+        )
     prompts = prompt_set.prompts
     sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p, min_p=settings.min_p)
     work.progress.doing(f"evaluating on {len(prompts)} problems")
@@ -135,7 +145,7 @@ def measure(
     if items_path is not None:
         with JsonLines(items_path) as file:
             file.write_all(items)
-    return scores_of(items, settings)
+    return replace(scores_of(items, settings), num_too_long=prompt_set.num_too_long)
 
 
 def grade(

@@ -1,14 +1,16 @@
-"""Supervised fine-tuning on rows of prompt and completion: only the completion is learned, rows are packed."""
+"""Supervised fine-tuning on rows of prompt and completion: only what the model should say is learned, rows are packed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from grpo.config import DistillStage, SftStage, SupervisedKeys, Validation, kept_alive
+from grpo.data.imitated import imitated, mended_in_words
 from grpo.data.lessons import Replay, course_of
 from grpo.data.order import Shuffled, taken
 from grpo.errors import DataError
@@ -25,11 +27,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Tokenised:
-    """Rows that fit max_tokens, with their tokens, and how many did not."""
+    """Rows that fit max_tokens, with their tokens and which of the completions' are learned, and how many did not."""
 
     rows: list[Mapping[str, Any]]
     prompts: list[Sequence[int]]
     completions: list[Sequence[int]]
+    learned: list[Sequence[bool]]
     num_too_long: int
 
     def __len__(self) -> int:
@@ -37,15 +40,19 @@ class Tokenised:
 
     def without(self, left_out: set[int]) -> Tokenised:
         kept = [i for i in range(len(self)) if i not in left_out]
-        rows, prompts, completions = ([column[i] for i in kept] for column in (self.rows, self.prompts, self.completions))
-        return Tokenised(rows, prompts, completions, self.num_too_long)  # type: ignore[arg-type]
+        rows, prompts, completions, learned = (
+            [column[i] for i in kept]  # type: ignore[index]
+            for column in (self.rows, self.prompts, self.completions, self.learned)
+        )
+        return Tokenised(rows, prompts, completions, learned, self.num_too_long)  # type: ignore[arg-type]
 
     def batch(self, chosen: Sequence[int], replayed: Tokenised | None = None, replayed_rows: Sequence[int] = ()) -> Batch:
         """One optimiser batch of these rows, and of ``replayed`` those."""
         parts = [(self, chosen), *([(replayed, replayed_rows)] if replayed is not None else [])]
         prompts = [of.prompts[i] for of, rows in parts for i in rows]
         completions = [of.completions[i] for of, rows in parts for i in rows]
-        return make_batch(prompts, completions).with_weights("token_mean", max_tokens=1)
+        learned = [of.learned[i] for of, rows in parts for i in rows]
+        return make_batch(prompts, completions, trainable=learned).with_weights("token_mean", max_tokens=1)
 
 
 def fine_tune(
@@ -56,7 +63,11 @@ def fine_tune(
     The end token is part of the completion, so that the model learns to stop. Rows over max_tokens are left out and counted. ``earlier`` are
     rows of earlier stages, for replay and ewc.
     """
-    taught, held_back = _held_back(tokenised(rows, start, settings, work), settings.validation, seed)
+    fitting = tokenised(rows, start, settings, work)
+    work.record_rows(
+        folder.name, len(fitting), {f"over max_tokens {settings.max_tokens}": fitting.num_too_long} if fitting.num_too_long else {}
+    )
+    taught, held_back = _held_back(fitting, settings.validation, seed)
     before = tokenised(earlier, start, settings, work) if earlier else None
     course = course_of(settings, taught.rows, seed)
     replay = Replay(len(before), settings.replay, seed) if before is not None and settings.replay else None
@@ -110,21 +121,26 @@ def _state(metrics: Mapping[str, float], watchman: Watchman, update: int) -> dic
 
 
 def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> Tokenised:
-    """Raises DataError where a row has no prompt or completion, or none fits."""
+    """The rows in tokens; what is left out of them or mended is said and counted. Raises DataError where one does not fit the template, or
+    none fits max_tokens."""
     tokenizer = work.tokenizer(start.path)
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"the tokenizer of {start.path} has no end token, so a model trained with it would never stop; set eos_token there")
-    found = Tokenised([], [], [], 0)
-    for index, row in enumerate(rows):
-        missing = [column for column in ("prompt", "completion") if not row.get(column)]
-        if missing:
-            raise DataError(f"row {index}: column {missing[0]!r} not found or empty; found {sorted(row)}")
-        prompt = work.template.prompt(row, str(index), tokenizer)
-        completion = (*tokenizer.encode(row["completion"], add_special_tokens=False), tokenizer.eos_token_id)
-        if len(prompt.tokens) + len(completion) <= settings.max_tokens:
-            found.rows.append(row)
-            found.prompts.append(prompt.tokens)
-            found.completions.append(completion)
+    found = Tokenised([], [], [], [], 0)
+    mended: Counter[str] = Counter()
+    num_long = 0
+    for row in rows:
+        example = imitated(row, work.template, tokenizer)
+        mended.update(example.mended)
+        if example.num_tokens > settings.max_tokens:
+            num_long += 1
+            continue
+        found.rows.append(row)
+        found.prompts.append(example.prompt)
+        found.completions.append(example.completion)
+        found.learned.append(example.learned)
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
-    return Tokenised(found.rows, found.prompts, found.completions, len(rows) - len(found))
+    if num_long:
+        work.progress.say(f"  {num_long} of {len(rows)} rows are longer than max_tokens = {settings.max_tokens} and left out")
+    for line in mended_in_words(mended):
+        work.progress.say(f"  {line}")
+    return replace(found, num_too_long=num_long)

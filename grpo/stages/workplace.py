@@ -7,19 +7,32 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grpo.config import SOURCE_COLUMN, Mixture, Recipe, RewardUse, RlStage, StageBase, source_names, source_weights
+from grpo.config import (
+    SOURCE_COLUMN,
+    EvalStage,
+    Evaluation,
+    Mixture,
+    Recipe,
+    RewardUse,
+    RlStage,
+    StageBase,
+    imitated_sources,
+    source_names,
+    source_weights,
+)
 from grpo.cores import num_cores
 from grpo.data.files import Row, read_jsonl
 from grpo.data.golds import GoldReader
 from grpo.data.held_out import held_out_sources
 from grpo.data.order import cut_to_weights
 from grpo.data.sources import Sources
-from grpo.data.template_checks import stop_ids, template_warnings
+from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
@@ -37,6 +50,7 @@ from rewards import RewardRuntime
 from rollout.engine import EngineSettings
 from rollout.errors import EngineError
 from rollout.pool import PoolSettings, RolloutPool
+from rollout.text import end_ids
 from rollout.types import Prompt
 
 if TYPE_CHECKING:
@@ -73,7 +87,7 @@ class Workplace:
     ):
         self.recipe, self.base, self.folder, self.artifacts, self.progress = recipe, base, folder, artifacts, progress
         self.interruption = interruption or Interruption(progress.say)
-        self.template = Template(recipe.template, recipe.tags, base)
+        self.template = Template.of(recipe, base)
         self.num_threads = num_cores()
         self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
@@ -83,9 +97,9 @@ class Workplace:
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
         self._counts: dict[str, Any] = _json_of(folder / "data.json")
-        self._sources = Sources(
-            recipe.data, base, recipe.tags, held_out_sources(recipe), self._prompt_tokens, self._samples_of, GoldReader(recipe, base)
-        )
+        held_out, taught = held_out_sources(recipe), imitated_sources(recipe)
+        reader = GoldReader(recipe, base)
+        self._sources = Sources(recipe.data, base, recipe.tags, held_out, self._prompt_tokens, self._samples_of, reader, taught)
 
     # ------------------------------------------------------------------------------------------------------------------- data
 
@@ -109,13 +123,15 @@ class Workplace:
         self,
         sources: Mixture,
         tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int,
+        max_tokens: float,
         limit: int | None = None,
         is_endless: bool = False,
+        called: str = "max_prompt_tokens",
     ) -> PromptSet:
         """The rows of ``sources`` rendered as prompts; those over ``max_tokens`` are left out and counted. All over is a DataError.
 
         A prompt's id is "source/row". ``is_endless``: all rows, also of a mixture, because whoever draws from them keeps to its weights.
+        ``called`` is how the recipe calls the limit.
         """
         names = source_names(sources)
         parts = self._parts(list(names) if is_endless else sources, limit)
@@ -124,10 +140,15 @@ class Workplace:
         if not fitting:
             lengths = sorted(len(prompt.tokens) for prompt in prompts) or [0]
             raise DataError(
-                f"{', '.join(names)}: none of {len(prompts)} prompts fits max_prompt_tokens = {max_tokens}; "
+                f"{', '.join(names)}: none of {len(prompts)} prompts fits {called} = {max_tokens}; "
                 f"they have {lengths[0]} to {lengths[-1]} tokens; raise it"
             )
         return PromptSet(fitting, len(prompts) - len(fitting))
+
+    def record_rows(self, name: str, kept: int, left_out: Mapping[str, int]) -> None:
+        """Into data.json: how many of its rows a stage uses, and why not the others."""
+        self._counts[name] = {"rows": kept, "left_out": dict(left_out)}
+        write_json(self.folder / "data.json", self._counts)
 
     def _rows_of(self, name: str) -> list[Row]:
         if name not in self._rows:
@@ -141,6 +162,8 @@ class Workplace:
                 write_json(self.folder / "data.json", self._counts)
                 if loaded.dropped:
                     self.progress.say(f"  data source {name!r}: {loaded}")
+                for note in loaded.notes:
+                    self.progress.say(f"  data source {name!r}: {note}")
             for row in self._rows[name]:
                 row.setdefault(SOURCE_COLUMN, name)
         return self._rows[name]
@@ -167,8 +190,7 @@ class Workplace:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            configs = [_json_of(folder / name) for name in ("config.json", "generation_config.json")]
-            for warning in template_warnings(self.template, tokenizer, stop_ids(*configs)):
+            for warning in template_warnings(self.template, tokenizer, end_ids(folder)):
                 if warning not in self._said:
                     self._said.add(warning)
                     self.progress.say(f"  template {self.recipe.template}: {warning}")
@@ -187,12 +209,13 @@ class Workplace:
                 dtype=settings.dtype,
                 kv_cache_gib=settings.kv_cache_gib,
                 max_sequences=settings.max_sequences,
-                max_tokens=self.longest_prompt() + self._longest_completion(),  # of all stages and evaluations: one engine serves them
+                max_tokens=self.engine_tokens,
                 num_threads=self.num_threads,
                 gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
                 tensor_parallel=settings.gpus_per_worker,
                 sleeps=takes_turns,
                 gpu_memory_frac=Machine(0, self.num_gpus).engine_frac(self.recipe),
+                keep=self.recipe.tags.texts,
             )
             workers = PoolSettings(
                 settings.workers,
@@ -285,16 +308,43 @@ class Workplace:
         if ray.is_initialized():
             ray.shutdown()
 
+    @cached_property
+    def engine_tokens(self) -> int:
+        """The longest sequence of any stage or evaluation: one engine serves them all."""
+        longest = self.longest_prompt() + self._longest_completion()
+        for settings in self._evaluations():
+            source = self.recipe.data.get(settings.prompts)
+            if source is None or source.measured_in is not None:  # its rows are known once a stage has run
+                continue
+            base = self.checkpoint("base")
+            rows, room = self._rows_of(settings.prompts)[: settings.rows], self._room(settings, base)
+            lengths = (len(self.template.prompt(row, "", self.tokenizer(base.path)).tokens) for row in rows)
+            fitting = max((length for length in lengths if length <= room), default=0)
+            longest = max(longest, fitting + settings.max_completion_tokens)
+        return longest
+
+    def prompt_limit(self, settings: Evaluation, model: Checkpoint) -> float:
+        """The longest prompt that an evaluation of ``model`` asks: by its own setting, or by what model and engine have room for."""
+        return min(self._room(settings, model), self.engine_tokens - settings.max_completion_tokens)
+
+    def _room(self, settings: Evaluation, model: Checkpoint) -> float:
+        if settings.max_prompt_tokens is not None:
+            return settings.max_prompt_tokens
+        return positions_of(model) - settings.max_completion_tokens
+
+    def _evaluations(self) -> list[Evaluation]:
+        own = [stage.evaluation for stage in self.recipe.stages if isinstance(stage, EvalStage)]
+        return [settings for settings in (self.recipe.evaluation, *own) if settings is not None]
+
     def longest_prompt(self) -> int:
-        """The longest prompt that any stage takes; where none says, 512 tokens, or what the model has room for beside a completion.
+        """The longest prompt that any stage samples; where none says, 512 tokens, or what the model has room for beside a completion.
 
         Raises DataError where that is nothing.
         """
         stated = [stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")]
         if stated:
             return max(stated)
-        config = _json_of(self.checkpoint("base").path / "config.json")
-        positions = (config.get("text_config") or config).get("max_position_embeddings") or math.inf
+        positions = positions_of(self.checkpoint("base"))
         room = positions - self._longest_completion()
         if room < 1:
             raise DataError(
@@ -304,9 +354,14 @@ class Workplace:
 
     def _longest_completion(self) -> int:
         drawn = [stage.max_completion_tokens for stage in self.recipe.stages if hasattr(stage, "max_completion_tokens")]
-        evaluations = [self.recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in self.recipe.stages)]
-        drawn += [evaluation.max_completion_tokens for evaluation in evaluations if evaluation is not None]
+        drawn += [settings.max_completion_tokens for settings in self._evaluations()]
         return max(drawn, default=256)
+
+
+def positions_of(model: Checkpoint) -> float:
+    """How many tokens a model can tell the places of; without bound where its configuration names none."""
+    config = _json_of(model.path / "config.json")
+    return (config.get("text_config") or config).get("max_position_embeddings") or math.inf
 
 
 def _json_of(file: Path) -> dict[str, Any]:

@@ -143,7 +143,11 @@ def test_a_contradiction_is_one_line(override: str, words: str, problems: Proble
             "in_flight goes on with unfinished samples, and sync: rebuild builds an engine that has none; delete one of them",
         ),
         ("{sleep: true, max_staleness: 1}", [], "sleep stops engines while the trainer works, and with max_staleness 1 they draw then"),
-        ("{sleep: true, transport: cuda_ipc}", [], "cuda_ipc takes new weights from the trainer's GPU, of which with sleep it has left nothing"),
+        (
+            "{sleep: true, transport: cuda_ipc}",
+            [],
+            "cuda_ipc takes new weights from the trainer's GPU, of which with sleep it has left nothing",
+        ),
         ("{sleep: true, gpus_per_worker: 2}", [], "sleep is for one GPU, and gpus_per_worker is 2; delete one of them"),
         ("{gpus_per_worker: 2, engine: hf}", [], "gpus_per_worker 2 shares out vLLM's layers, and the engine is hf; delete it"),
         (

@@ -89,9 +89,14 @@ def test_a_file_gives_at_most_so_many_rows_after_those_that_are_left_out(tmp_pat
 
 def test_prompts_that_are_messages_can_be_left_out_too(tmp_path: Path) -> None:
     ask = [{"role": "user", "content": "a"}]
-    names = jsonl(tmp_path, {"prompt": ask}, {"prompt": "a"}), jsonl(tmp_path, {"prompt": ask}, name="heldout.jsonl")
+    rows = (
+        {"prompt": ask},
+        {"prompt": "A "},
+        {"prompt": [{"role": "system", "content": "b"}, *ask]},
+    )  # a user's one message is the text it holds
+    names = jsonl(tmp_path, *rows), jsonl(tmp_path, {"prompt": ask}, name="heldout.jsonl")
     rows = load(tmp_path, it={"jsonl": names[0], "disjoint_from": ["heldout"]}, heldout={"jsonl": names[1]})
-    assert [row["prompt"] for row in rows] == ["a"]
+    assert [len(row["prompt"]) for row in rows] == [2]
 
 
 def test_columns_are_renamed_and_the_question_is_written_from_them(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_where_a_generator_fails_is_said_by_the_line_of_the_users_file(tmp_path:
         ({"prompt": [{"role": "user"}]}, "column 'prompt', message 0: expected {role: text, content: text}, found {'role': 'user'}"),
         ({"prompt": "a\ud800b"}, "column 'prompt', character 1: '\\ud800' is half of a surrogate pair, which is no text"),
         ({"prompt": "a", "answer": "\udc00"}, "column 'answer', character 0: '\\udc00' is half of a surrogate pair"),
-        ({"prompt": "a", "completion": ["b"]}, "column 'completion' must be text, found list ['b']"),
+        ({"prompt": "a", "completion": ["b"]}, "column 'completion', message 0: expected {role: text, content: text}, found 'b'"),
         ({"prompt": "a" * 10_000_000}, "column 'prompt' has 10,000,000 characters, and no model takes more than 1,000,000"),
         ({"problem": "a"}, "column 'prompt' not found; found ['problem']; did you mean 'problem'?"),
     ],
@@ -245,3 +250,99 @@ def test_a_source_that_filters_leave_empty_is_an_error_with_the_reasons(tmp_path
     name = jsonl(tmp_path, {"prompt": "a"}, {"prompt": "A "})
     with pytest.raises(DataError, match=r"data source 'it' has no rows left: 0 rows \(left out: 2 held_out\)"):
         load(tmp_path, it={"jsonl": name, "disjoint_from": ["other"]}, other={"jsonl": jsonl(tmp_path, {"prompt": "a"}, name="o.jsonl")})
+
+
+# ------------------------------------------------------------------------------------------------------- files as others write them
+
+
+def test_a_column_may_be_a_field_of_another(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"prompt": [{"role": "user", "content": "1 + 1"}], "reward_model": {"ground_truth": "2", "style": "rule"}}  # as verl writes it
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    columns = {"answer": "reward_model.ground_truth"}
+    assert load(tmp_path, it={"parquet": "rows.parquet", "columns": columns})[0]["answer"] == "2"
+    assert (
+        load(tmp_path, it={"jsonl": jsonl(tmp_path, row, {**row, "reward_model.ground_truth": "3"}), "columns": columns})[1]["answer"]
+        == "3"
+    )
+    with pytest.raises(DataError, match=r"column 'reward_model\.truth' not found; .*did you mean 'reward_model\.ground_truth'\?"):
+        load(tmp_path, it={"jsonl": jsonl(tmp_path, row), "columns": {"answer": "reward_model.truth"}})
+
+
+def test_a_packed_file_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    import gzip
+
+    whole = gzip.compress(b'{"prompt": "a"}\n{"prompt": 7}\n')
+    (tmp_path / "good.jsonl.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"prompt": "a"}\n'))
+    assert load(tmp_path, it={"jsonl": "good.jsonl.gz"}) == load(tmp_path, it={"folder": "."}) == [{"prompt": "a"}]
+    (tmp_path / "bad.jsonl.gz").write_bytes(whole)
+    with pytest.raises(DataError, match=r"bad\.jsonl\.gz:2: column 'prompt' must be text"):
+        load(tmp_path, it={"jsonl": "bad.jsonl.gz"})
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:20])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: a gzip file that cannot be unpacked .*get it again"):
+        load(tmp_path, it={"jsonl": "cut.jsonl.gz"})
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_columns_that_are_separated_otherwise_are_named(tmp_path: Path, sign: str) -> None:
+    (tmp_path / "rows.csv").write_text(f"prompt{sign}answer\n1 + 1{sign}2\n")
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, it={"csv": "rows.csv"})
+    assert f"rows.csv:1: the columns are separated by {sign!r}" in str(raised.value)
+
+
+def test_a_folder_of_several_splits_is_read_by_split(tmp_path: Path) -> None:
+    for name in ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", "more/validation.jsonl", "more/latest.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        jsonl(tmp_path, {"prompt": name[5:9]}, name=name)
+    (tmp_path / "data" / "dataset_infos.json").write_text('{"default": {}}')
+    with pytest.raises(
+        DataError, match="files of several splits: test, train, validation\n  write split: test, or split: test.train.validation"
+    ):
+        load(tmp_path, it={"folder": "."})
+
+    def read(split: str, folder: str = ".") -> list[str]:
+        return [row["prompt"] for row in load(tmp_path, it={"folder": folder, "split": split})]
+
+    assert read("train") == ["trai"] and read("train+test") == ["test", "trai"] and read("dev") == ["vali"]
+    with pytest.raises(DataError, match="no file of split 'validation'; by their names there are test, train; write split: test"):
+        read("validation", "data")
+    assert len(load(tmp_path, it={"folder": "more"})) == 2  # one split, and a file that tells of none
+
+
+# ---------------------------------------------------------------------------------------------------------------------- conversations
+
+TURNS = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+    {"role": "tool", "content": "t", "tool_calls": None},
+    {"role": "assistant", "content": "b", "name": None},
+]
+
+
+def test_messages_are_a_prompt_and_what_follows_it(tmp_path: Path) -> None:
+    (row,) = load(tmp_path, it={"jsonl": jsonl(tmp_path, {"messages": TURNS})})
+    assert row["prompt"] == TURNS[:2]
+    assert row["completion"] == [TURNS[2], {"role": "tool", "content": "t"}, {"role": "assistant", "content": "b"}]
+    (row,) = load(tmp_path, it={"jsonl": jsonl(tmp_path, {"messages": TURNS, "prompt": "p"})})
+    assert row["prompt"] == "p"  # whose rows are asked, and not imitated
+    imitated = Sources({"it": DataSource(jsonl="rows.jsonl")}, tmp_path, Tags(), imitated=["it"]).load("it").rows
+    assert imitated[0]["prompt"] == TURNS[:2]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (TURNS[:2], "column 'messages' has no turn of the assistant, so there is nothing to learn"),
+        (TURNS[2:], "column 'messages' begins with the assistant's turn"),
+        ([{"role": "user", "content": None}, *TURNS[2:]], "column 'messages', message 0: expected {role: text, content: text}"),
+        ("text", "column 'messages' must be a list of messages, found str 'text'"),
+    ],
+)
+def test_messages_that_teach_nothing_are_said_by_file_and_line(tmp_path: Path, messages: Any, said: str) -> None:
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, it={"jsonl": jsonl(tmp_path, {"messages": messages})})
+    assert f"rows.jsonl:1: {said}" in str(raised.value)

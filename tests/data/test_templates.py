@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpo.config import Tags
-from grpo.data.template_checks import stop_ids, template_warnings
+from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
-from grpo.inputs import template_mistakes
+from grpo.inputs import option_mistakes, template_mistakes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -190,10 +190,66 @@ def test_without_a_pad_token_or_with_the_end_token_as_pad_nothing_is_amiss(token
         assert Template("plain").prompt({"prompt": "a<|end|>b"}, "0", bare).tokens == tuple(bare.encode("a<|end|>b"))
 
 
-def test_which_ids_a_model_stops_at() -> None:
-    assert stop_ids({"eos_token_id": 3}, {}) == [3]
-    assert stop_ids({"eos_token_id": 3}, {"eos_token_id": [4, 5]}) == [4, 5]
-    assert stop_ids({"eos_token_id": None}, {}) == stop_ids({}, {}) == []
+@pytest.fixture
+def beginning(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts <|pad|> before every text by itself, as Llama's does its BOS token."""
+    from tokenizers.processors import TemplateProcessing
+
+    mine = copy.deepcopy(tokenizer)
+    mine.backend_tokenizer.post_processor = TemplateProcessing(single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.pad_token_id)])
+    assert mine.encode("a")[0] == tokenizer.pad_token_id
+    return mine
+
+
+@pytest.mark.parametrize("name", ["r1_zero", "plain"])
+def test_a_prompt_begins_with_what_the_tokenizer_puts_first_once(
+    beginning: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    first = tokenizer.pad_token_id
+    tokens = Template(name).prompt({"prompt": "q"}, "0", beginning).tokens
+    assert tokens == (first, *Template(name).prompt({"prompt": "q"}, "0", tokenizer).tokens)
+    assert Template("plain").prompt({"prompt": "<|pad|>q"}, "0", beginning).tokens.count(first) == 1
+    (said,) = template_warnings(Template(name), beginning)
+    assert said == "the tokenizer puts '<|pad|>' before every text, so every prompt begins with it"
+
+
+def test_a_chat_template_writes_its_own_beginning_or_none(beginning: PreTrainedTokenizerFast) -> None:
+    beginning.chat_template = "<|pad|>" + CHATML
+    assert Template("chat").prompt({"prompt": "q"}, "0", beginning).tokens.count(beginning.pad_token_id) == 1
+    assert template_warnings(Template("chat"), beginning) == []
+    beginning.chat_template = CHATML
+    (said,) = template_warnings(Template("chat"), beginning)
+    assert said.startswith("the tokenizer puts '<|pad|>' before a text, and the chat template writes none, so prompts have none")
+
+
+QWEN3 = CHATML.replace(
+    "assistant\n'", "assistant\n' + ('<think>\n\n</think>\n\n' if enable_thinking is defined and enable_thinking is false else '')"
+)
+
+
+def test_a_chat_template_is_told_its_options(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", QWEN3)
+    (tmp_path / "mine.jinja").write_text(QWEN3)
+    for name in ("chat", "./mine.jinja"):
+        without = Template(name, base=tmp_path, options={"enable_thinking": False})
+        assert without.text("q", tokenizer) == Template(name, base=tmp_path).text("q", tokenizer) + "<think>\n\n</think>\n\n"
+    with pytest.raises(DataError, match="never asks for 'enable_thinkin'; it asks for .enable_thinking.; did you mean 'enable_thinking'"):
+        template_warnings(Template("chat", options={"enable_thinkin": False}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "said"),
+    [
+        ({"tools": []}, QWEN3, "'tools' is given to every template by the toolkit itself; delete it"),
+        ({"style": 1}, CHATML, "the template never asks for 'style'; it asks for none"),
+        ({"m": 1}, CHATML, "the template never asks for 'm'"),
+        ({"a": 1}, "{% set a = a if a is defined else 2 %}{% generation %}{{ a }}{% endgeneration %}", None),
+        ({}, None, None),
+        ({"a": 1}, None, "it has no options; use a chat template, or delete them"),
+    ],
+)
+def test_options_that_a_template_never_asks_for_are_mistakes(options: dict[str, Any], source: str | None, said: str | None) -> None:
+    assert [text[: len(said or "")] for text in option_mistakes(options, source)] == ([said] if said else [])
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ hostile

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from grpo.errors import RecipeError
+from grpo.errors import DataError, RecipeError
+from grpo.graph import check_graph
 from grpo.loading import load_recipe, shipped_recipes
 from grpo.plan import whole
 from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update, update_quantities
@@ -188,6 +191,61 @@ def test_the_prompt_is_shown_with_its_special_tokens(recipe: Path, tiny_qwen2: P
     assert prompt.text == "1 + 1\\n<|end|>" and prompt.num_tokens == 7  # five characters, a line break, and the end as one token
 
 
+def test_rows_and_problems_over_a_limit_are_counted_for_every_stage_that_leaves_them_out(
+    recipe: Path, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "q", "completion": "c" * length} for length in (3, 9, 300)] + [{"prompt": "q", "completion": "c<|end|>"}]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps({"prompt": "h" * length, "answer": "1"}) + "\n" for length in (9, 90, 250)))
+    recipe.write_text(
+        f"""
+name: known
+model: {{path: {tiny_qwen2}}}
+template: plain
+data: {{rows: {{jsonl: sft.jsonl}}, held: {{jsonl: held.jsonl}}}}
+evaluation: {{prompts: held, max_completion_tokens: 16}}
+stages:
+  - {{name: short, kind: sft, data: rows, max_tokens: 10}}
+  - {{name: long, kind: sft, from: short, data: rows, max_tokens: 100}}
+"""
+    )
+    found, held = whole.outline(load_recipe(str(recipe)), tmp_path / "run").rows
+    assert (found.rows, dict(found.dropped)) == (2, {"over max_tokens 10": 2, "over max_tokens 100": 1})
+    assert found.note == "1 completion ended with the end token that is appended anyway; it is learned with one"
+    assert (held.rows, dict(held.dropped)) == (2, {"over evaluation.max_prompt_tokens 240": 1})  # of 256 positions
+    narrow = load_recipe(str(recipe), ["evaluation.max_prompt_tokens=20"])
+    assert dict(whole.outline(narrow, tmp_path / "run").rows[1].dropped) == {"over evaluation.max_prompt_tokens 20": 2}
+    for change, said in (
+        (
+            "stages.short.max_tokens=2",
+            "data source 'rows': none of 4 rows fits max_tokens = 2 of stage 'short'\n  they have 3 to 302 tokens",
+        ),
+        ("evaluation.max_prompt_tokens=2", "data source 'held': none of 3 prompts fits evaluation.max_prompt_tokens = 2 of stage 'short'"),
+    ):
+        with pytest.raises(DataError, match=re.escape(said)):
+            whole.outline(load_recipe(str(recipe), [change]), tmp_path / "run")
+
+
+def test_a_model_without_a_tokenizer_is_refused(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text((tiny_qwen2 / "config.json").read_text())
+    (problem,) = check_graph(load_recipe(str(recipe), [f"model.path={tmp_path / 'bare'}"]))
+    assert "bare': its folder has no tokenizer; save one there with save_pretrained" in problem
+    assert check_graph(load_recipe(str(recipe), [f"model.path={tiny_qwen2}"])) == []
+
+
+def test_the_prompt_begins_with_what_the_tokenizer_puts_first(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_qwen2, tmp_path / "bos")
+    saved = json.loads((tmp_path / "bos" / "tokenizer.json").read_text())
+    number = next(token["id"] for token in saved["added_tokens"] if token["content"] == "<|pad|>")
+    sequence = [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<|pad|>": {"id": "<|pad|>", "ids": [number], "tokens": ["<|pad|>"]}}
+    saved["post_processor"] = {"type": "TemplateProcessing", "single": sequence, "pair": sequence, "special_tokens": special}
+    (tmp_path / "bos" / "tokenizer.json").write_text(json.dumps(saved))
+    (prompt,) = whole.outline(load_recipe(str(recipe), [f"model.path={tmp_path / 'bos'}", "template=plain"]), tmp_path / "run").prompts
+    assert (prompt.text, prompt.num_tokens) == ("<|pad|>1 + 1", 6)
+
+
 def test_changes_are_told_against_the_shipped_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: r1_zero_tiny\nname: mine\nstages: [{name: reason, steps: 7}]\n")
@@ -308,7 +366,21 @@ def test_a_quick_plan_loads_no_torch_and_tells_the_same_keys(recipe: Path, tmp_p
 
 def test_the_json_keeps_its_keys(recipe: Path) -> None:
     told: dict[str, Any] = json.loads(json.dumps(as_json(*planned(recipe, "hardware.tflops=1", "hardware.bandwidth_gb_s=1"))))
-    top = {"recipe", "out", "changes", "hardware", "stages", "rows", "prompts", "contacts", "rates", "unknown", "problems", "fits", "gold_answers"}
+    top = {
+        "recipe",
+        "out",
+        "changes",
+        "hardware",
+        "stages",
+        "rows",
+        "prompts",
+        "contacts",
+        "rates",
+        "unknown",
+        "problems",
+        "fits",
+        "gold_answers",
+    }
     assert top <= told.keys()
     stage = {"stage", "kind", "from", "inputs", "makes", "sizes", "done", "model", "parameters", "trained_parameters", "tokens_per_pass"}
     assert stage | {"memory", "disk", "seconds"} <= told["stages"][0].keys()
@@ -337,7 +409,10 @@ def test_one_gpu_by_turns_holds_the_larger_of_engine_and_trainer_and_main_memory
     assert len(together.problems) == 1 and by_turns.problems == ()
     # In a sync: masters, reference, moments; two bytes each for what was exported, for the engine's copy of it, and for where the engine slept. When
     # a trainer is made: the model in float32, as it is read, beside the engine's.
-    driver, syncing = 5 * GIB // 2, {"trainer_asleep": 16 * n, "exported_weights": 2 * n, "unpacked_weights": 2 * n, "engines_asleep": 2 * n}
+    driver, syncing = (
+        5 * GIB // 2,
+        {"trainer_asleep": 16 * n, "exported_weights": 2 * n, "unpacked_weights": 2 * n, "engines_asleep": 2 * n},
+    )
     assert held(by_turns, "node, in a sync") == {**syncing, "driver": driver}
     offloaded = memory(recipe, alone, "rollout.sleep=true", "trainer.offload_optimiser=true")
     assert held(offloaded, "node, in a sync")["trainer_asleep"] == 16 * n  # the moments lie there anyway

@@ -76,7 +76,7 @@ def test_a_completion_says_how_it_ended_and_which_version_drew_it(echo: Scripted
     ended, cut = generate(echo, [Request("a", (66,), Sampling(max_tokens=3), 0), Request("b", (66,), Sampling(max_tokens=2), 0)], 10)
     assert (ended.tokens, ended.finish, ended.version) == ((66, 68, end), "stop", 3)
     assert (cut.tokens, cut.finish, cut.version) == ((66, 68), "length", 3)
-    assert ended.text == cut.text == echo._tokenizer.decode([66, 68])  # the end token is no text
+    assert ended.text == cut.text == echo._text.of([66, 68])  # the end token is no text
     assert len(ended.logprobs) == len(ended.trainable) == 3
 
 

@@ -13,6 +13,7 @@ from grpo.config import Keep, Recipe
 from grpo.errors import DataError
 from grpo.stages.reject import pass_rate
 from grpo.stages.step_metrics import metrics_by_source
+from grpo.stages.supervised import tokenised
 from grpo.stages.workplace import Workplace
 from grpo.types import Checkpoint, Dataset, Group, Sample
 from rollout.types import Completion, Prompt
@@ -153,3 +154,50 @@ def test_where_nothing_says_how_long_prompts_are_they_have_the_room_that_the_mod
     assert (longest(200), longest(255)) == (56, 1)  # of 256 positions
     with pytest.raises(DataError, match="max_completion_tokens = 256 leaves no room for a prompt: the model has 256 positions; lower it"):
         longest(256)
+
+
+def test_an_evaluation_asks_what_model_or_setting_leave_room_for_whatever_stages_take(work: Any, tiny_qwen2: Path) -> None:
+    place = work(letters=["x"], heldout=["x" * 7, "x" * 200, "x" * 236, "x" * 237])
+    room = 256 - 20  # positions, without a completion
+    model = place.checkpoint("base")
+
+    def limit(**keys: Any) -> tuple[float, int]:
+        recipe = Recipe.model_validate(
+            {**place.recipe.model_dump(by_alias=True), "evaluation": {"prompts": "heldout", "max_completion_tokens": 20, **keys}}
+        )
+        again = Workplace(recipe, place.base, place.folder, place.artifacts, Heard())
+        settings = recipe.evaluation
+        assert settings is not None
+        return again.prompt_limit(settings, model), again.engine_tokens
+
+    assert limit() == (room, 256)
+    assert limit(max_prompt_tokens=199) == (199, 236 + 20)  # one engine for all, which has 512 tokens of room or as many as the model has
+    assert len(place.prompts("heldout", place.tokenizer(tiny_qwen2), room, called="evaluation.max_prompt_tokens").prompts) == 3
+
+
+def test_rows_that_a_stage_leaves_out_or_mends_are_said_and_written_down(work: Any, tmp_path: Path, tiny_qwen2: Path) -> None:
+    place = work(letters=["x" * 5, "x" * 50, "x" * 60])
+    stage = place.recipe.stages[0].model_copy(update={"max_tokens": 20})
+    found = tokenised(place.rows("letters"), Checkpoint(tiny_qwen2), stage, place)
+    assert (len(found), found.num_too_long) == (1, 2)
+    assert place.progress.lines == ["  2 of 3 rows are longer than max_tokens = 20 and left out"]
+    rows = [{"prompt": "x", "completion": "c<|end|>"}, {"prompt": "x", "completion": "c"}]
+    found = tokenised(rows, Checkpoint(tiny_qwen2), stage, place)
+    assert found.completions[0] == found.completions[1]
+    assert place.progress.lines[-1].startswith("  1 completion ended with the end token that is appended anyway")
+
+
+def test_only_the_assistants_turns_count_in_a_batch(work: Any, tiny_qwen2: Path) -> None:
+    place = work(letters=["x"])
+    recipe = place.recipe.model_copy(update={"template": "./t.jinja"})
+    (place.base / "t.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|end|>{% endfor %}{{ 'a:' if add_generation_prompt }}"
+    )
+    chat = Workplace(recipe, place.base, place.folder, place.artifacts, Heard())
+    turns = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two"))]
+    rows = [{"prompt": turns[:1], "completion": turns[1:]}, {"prompt": "q", "completion": "text"}]
+    batch = tokenised(rows, Checkpoint(tiny_qwen2), recipe.stages[0], chat).batch([0, 1])
+    tokenizer = chat.tokenizer(tiny_qwen2)
+    learned = [tokenizer.decode(tokens[mask]) for tokens, mask in zip(batch.tokens, batch.loss_mask, strict=True)]
+    assert learned == ["one<|end|>two<|end|>", "text<|end|>"]
+    assert batch.weights[~batch.loss_mask].sum() == 0 and batch.weights.sum() == pytest.approx(1.0)
