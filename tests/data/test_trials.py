@@ -130,6 +130,13 @@ def test_a_run_whose_later_stage_cannot_be_judged_begins_nothing(tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_says_that_too_many_gold_answers_are_unreadable_before_it_begins(tmp_path: Path, tiny_qwen2: Path) -> None:
+    answers: list[Any] = [None if n % 7 == 3 else str(n) for n in range(42)]
+    with pytest.raises(DataError, match="too many gold answers can't be read, so nothing was trained:\n  6 of 42 gold answers"):
+        run_recipe(str(recipe(tmp_path, answers, tiny_qwen2)), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def stage_with(path: Path, rewards: str, **more: str) -> Path:
     """The recipe with another second stage, and no later ones."""
     text = path.read_text()

@@ -171,9 +171,9 @@ NUMBERS = ["12", "15", "20", "8"]
 
 @pytest.mark.parametrize(
     "given",
-    ["（B）", "Ｂ", "B、", "B．", "选B", "选 B。", "答案是B", "答案：B", "故选：B", "正确答案为（B）", "【B】", "`B`", "The answer is B", "I choose B",
-     "So the correct answer is (B).", "My final answer is option B", "B, because it fits", "B because it fits", "B, since A is too small",
-     "B (15)", "B - 15", "B = 15", "B、15", "15.0", "15.00"],
+    ["（B）", "Ｂ", "B、", "B．", "选B", "选 B。", "答案是B", "答案：B", "故选：B", "正确答案为（B）", "【B】", "`B`", "The answer is B",
+     "I choose B", "So the correct answer is (B).", "My final answer is option B", "B, because it fits", "B because it fits",
+     "B, since A is too small", "B (15)", "B - 15", "B = 15", "B、15", "15.0", "15.00"],
 )  # fmt: skip
 def test_choice_as_people_and_chatty_models_write_it(given: str) -> None:
     choice = load_reward("choice")
