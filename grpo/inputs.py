@@ -90,12 +90,31 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
 
 def _unread_golds(recipe: Recipe, base: Path) -> Iterator[Finding]:
     """A filter by gold answers needs a reward that reads them."""
-    from grpo.data.golds import reading_uses
-
     for name, source in recipe.data.items():
         if source.filters.unreadable_gold is not None and not reading_uses(recipe, name, base):
             text = f"no required reward that reads gold answers, such as math, judges samples of {name!r}; delete this filter"
             yield Finding(("data", name, "filters", "unreadable_gold"), text, (("data", name),))
+
+
+def reading_uses(recipe: Recipe, source: str, base: Path) -> list[RewardUse]:
+    """The rewards that judge samples of a source's prompts, are required, and read gold answers. A reward that cannot be loaded is none."""
+    uses = [
+        use for stage in recipe.stages if source in source_names(getattr(stage, "prompts", None)) for use in getattr(stage, "rewards", [])
+    ]
+    evaluations = [recipe.evaluation, *(stage.evaluation for stage in recipe.stages if isinstance(stage, config.EvalStage))]
+    uses += [evaluation.accuracy for evaluation in evaluations if evaluation is not None and evaluation.prompts == source]
+    return list({json.dumps([use.use, use.settings], default=str): use for use in uses if _reads(use, base)}.values())
+
+
+def _reads(use: RewardUse, base: Path) -> bool:
+    from rewards import RewardError
+    from rewards.load import build_reward
+
+    try:
+        fn = build_reward(use.use, use.settings, base)
+    except RewardError:
+        return False
+    return fn.reads_gold and (fn.required if use.required is None else use.required)
 
 
 def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool = False) -> tuple[frozenset[str] | None, list[Finding]]:

@@ -26,6 +26,7 @@ from rewards.words import words
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ANSWER_COLUMNS, PROMPT_COLUMNS = SAME_MEANING
 NO_DEFAULT = "(no default)"
+KINDS = {"gold": "gold answers", "wrong": "wrong answers", "completion": "completions"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Tried:
     def p95_s(self) -> float | None:
         return _percentile(self.attempts, 95)
 
+    def scores(self, kind: str) -> list[float]:
+        """Of those attempts that the reward judged."""
+        return [attempt.score for attempt in self.attempts if attempt.kind == kind and attempt.score is not None]
+
     def mean_score(self, kind: str) -> float | None:
-        scores = [attempt.score for attempt in self.attempts if attempt.kind == kind and attempt.score is not None]
+        scores = self.scores(kind)
         return sum(scores) / len(scores) if scores else None
 
     def as_json(self) -> dict[str, Any]:
@@ -71,7 +76,8 @@ class Tried:
             "settings": dict(self.settings),
             "gold_column": self.gold_column,
             "scored": [vars(attempt) for attempt in self.attempts],
-            "mean": {kind: self.mean_score(kind) for kind in ("gold", "wrong", "completion")},
+            "mean": {kind: self.mean_score(kind) for kind in KINDS},
+            "judged": {kind: len(self.scores(kind)) for kind in KINDS},
             "failures": dict(self.counts),
             "seconds": {"median": self.median_s, "p95": self.p95_s},
             "problems": list(self.problems),
@@ -189,12 +195,12 @@ def table_of(tried: Tried, limit: int = 24) -> list[list[str]]:
 
 def totals_of(tried: Tried) -> list[str]:
     """What a person reads below the table."""
-    kinds = {"gold": "gold answers", "wrong": "wrong answers", "completion": "completions"}
-    scored = [
-        f"{sum(attempt.kind == kind for attempt in tried.attempts)} {words}, mean {_number(tried.mean_score(kind))}"
-        for kind, words in kinds.items()
-        if any(attempt.kind == kind for attempt in tried.attempts)
-    ]
+    scored = []
+    for kind, what in KINDS.items():
+        num, judged = sum(attempt.kind == kind for attempt in tried.attempts), len(tried.scores(kind))
+        if num:
+            of_them = "" if judged == num else f", {judged} of {num} judged"
+            scored.append(f"{num} {what}{of_them}, mean {_number(tried.mean_score(kind))}")
     failures = ", ".join(f"{number} {kind}" for kind, number in tried.counts.items()) or "none"
     lines = ["; ".join(scored), f"failures: {failures}", f"latency of a sample: median {_ms(tried.median_s)} ms, p95 {_ms(tried.p95_s)} ms"]
     if tried.gold_column is None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rewards.extract import answer_text
 from rewards.function import reward
 
 
-@reward(gold="answer", write=str)
+@reward(gold="answer", reads_gold=True, write=str)
 def exact(completion: str, answer: Any, *, answer_tag: str = "answer") -> float | None:
-    """1 if the answer block says what column ``answer`` says, whatever the case and the spacing, else 0. No gold answer: None."""
-    gold = plain(answer)
-    if not gold:
+    """1 if the answer block says what column ``answer`` says, or one text of a list there, whatever the case and the spacing, else 0.
+
+    No gold answer, or one that is neither text nor a number: None.
+    """
+    golds = plain_golds(answer)
+    if not golds:
         return None
     given = answer_text(completion, answer_tag)
-    return float(given is not None and plain(given) == gold)
+    return float(given is not None and plain(given) in golds)
+
+
+def plain_golds(answer: Any) -> list[str]:
+    """The gold answers that a column holds, as plain texts: one, or those of a list. None where there is nothing to compare with."""
+    listed = answer if isinstance(answer, list | tuple) else [answer]
+    is_readable = all(isinstance(gold, str | int) or (isinstance(gold, float) and math.isfinite(gold)) for gold in listed)
+    golds = [plain(gold) for gold in listed] if is_readable else []
+    return golds if all(golds) else []
 
 
 def plain(text: Any) -> str:

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from rewards.errors import Undecidable
-from rewards.exact import plain
+from rewards.exact import plain, plain_golds
 from rewards.extract import answer_text
 from rewards.function import reward
 
@@ -26,13 +26,14 @@ def fuzzy(completion: str, answer: Any, *, threshold: float | None = None, answe
 
     Likeness is 2 M / T: M characters in matching blocks (Ratcliff and Obershelp, as in Python's difflib), of T in both texts; case and
     spacing do not count. 1 is equal, 0 has no character in common; unlike words of one language reach 0.3 to 0.5 by chance, so give it a
-    threshold, or little weight. No answer block: 0. Longer than 2,000 characters: undecidable, 0. No gold answer, or a longer one: None.
+    threshold, or little weight. Of a list of answers the likest counts. No answer block: 0. Longer than 2,000 characters: undecidable, 0.
+    No gold answer, or a longer one: None.
     """
-    gold = plain(answer)
-    if not gold or len(gold) > MAX_CHARACTERS:
+    golds = plain_golds(answer)
+    if not golds or max(map(len, golds)) > MAX_CHARACTERS:
         return None
     given = plain(answer_text(completion, answer_tag))
     if len(given) > MAX_CHARACTERS:
         raise Undecidable(f"the answer has {len(given)} characters, more than {MAX_CHARACTERS}")
-    likeness = SequenceMatcher(None, given, gold, autojunk=False).ratio()
+    likeness = max(SequenceMatcher(None, given, gold, autojunk=False).ratio() for gold in golds)
     return likeness if threshold is None else float(likeness >= threshold)

@@ -114,6 +114,21 @@ def test_another_scale_and_another_column(reward: Reward, tmp_path: Path) -> Non
     assert renamed.exit_code == 0 and "3 gold answers, mean 1" in renamed.stdout
 
 
+def test_the_summary_says_how_many_were_judged(reward: Reward, tmp_path: Path) -> None:
+    write_rows(tmp_path / "half.jsonl", [{"question": f"{n}", "answer": str(n) if n % 2 else None} for n in range(8)])
+    result = reward("test", "math", "--data", "half.jsonl")
+    assert result.exit_code == 1 and "8 gold answers, 4 of 8 judged, mean 1; " in result.stdout
+    assert json.loads(reward("test", "math", "--data", "half.jsonl", "--json").stdout)["judged"]["gold"] == 4
+
+
+def test_a_list_of_gold_answers_is_tried_in_its_parts(reward: Reward, tmp_path: Path) -> None:
+    """A reward that reads Python's way to write a list agrees with it, and with no part of it."""
+    (tmp_path / "reads.py").write_text("def text(completion, answer):\n    return float(f'{{{answer}}}' in completion)\n")
+    write_rows(tmp_path / "lists.jsonl", [{"question": f"{n}", "answer": [f"{n}", f"{n}.0"]} for n in range(3)])
+    result = reward("test", "./reads.py:text", "--data", "lists.jsonl")
+    assert result.exit_code == 1 and "3 gold answers, mean 0;" in result.stdout
+
+
 def test_lists_as_trl_wants_them(reward: Reward, tmp_path: Path) -> None:
     write_rows(tmp_path / "trl.jsonl", [{"prompt": f"{n}", "solution": str(n)} for n in range(3)])
     result = reward("test", "./mine.py:in_lists", "--data", "trl.jsonl")

@@ -10,7 +10,7 @@ from grpo.config import Keep, Tags
 from grpo.types import Group, Sample
 from rewards.extract import think_text
 from rewards.language import language_share
-from rewards.repetition import repeated_ngram_share
+from rewards.repetition import looped_share, repeated_ngram_share
 
 UNJUDGED, EMPTY, TRUNCATED, BELOW, TOO_LONG, CODE, LANGUAGE, REPETITIVE, DUPLICATE, ENOUGH = (
     "unjudged",
@@ -45,7 +45,7 @@ def reason_to_drop(sample: Sample, prefill: str, keep: Keep, tags: Tags) -> str 
         share = language_share(think_text(text, prefill, tags.think) or text, keep.language)
         if share is not None and share < keep.min_language_share:
             return LANGUAGE
-    if repeated_ngram_share(text.split(), 4) > keep.max_repetition:
+    if max(repeated_ngram_share(text.split(), 4), looped_share(text)) > keep.max_repetition:
         return REPETITIVE
     return None
 

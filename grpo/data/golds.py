@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.config import EvalStage, Recipe, RewardUse, source_names
+from grpo.config import Recipe, RewardUse
+from grpo.inputs import reading_uses
 from rewards import RESERVED, SHIPPED, RewardError, RewardFn, RewardRuntime, RewardSpec, right_completions
 from rewards.canary import MAX_GOLDS_READ, GoldsRead, lost_backslash, read_golds
 from rewards.load import build_reward
@@ -66,24 +67,6 @@ class GoldReader:
             refused.update(known[index] for index in read.refused)
             self.num_unread[source] = max(self.num_unread.get(source, 0), len(known) - read.num_rows)
         return refused
-
-
-def reading_uses(recipe: Recipe, source: str, base: Path) -> list[RewardUse]:
-    """The rewards that judge samples of a source's prompts, are required, and read gold answers. A reward that cannot be loaded is none."""
-    uses = [
-        use for stage in recipe.stages if source in source_names(getattr(stage, "prompts", None)) for use in getattr(stage, "rewards", [])
-    ]
-    evaluations = [recipe.evaluation, *(stage.evaluation for stage in recipe.stages if isinstance(stage, EvalStage))]
-    uses += [evaluation.accuracy for evaluation in evaluations if evaluation is not None and evaluation.prompts == source]
-    return list({json.dumps([use.use, use.settings], default=str): use for use in uses if _reads(use, base)}.values())
-
-
-def _reads(use: RewardUse, base: Path) -> bool:
-    try:
-        fn = build_reward(use.use, use.settings, base)
-    except RewardError:
-        return False
-    return fn.reads_gold and (fn.required if use.required is None else use.required)
 
 
 def unreadable_golds(

@@ -1,7 +1,8 @@
 """Can rewards be trusted with rows? Gold answers must score 1 and other rows' answers 0, by the very processes that will judge samples.
 
 A stage asks of the prompts that it draws. Before a run begins its stages' rows are asked too, as far as they are at hand. Some of them may still be
-left out, by length or in a mixture, so only what is wrong with every row that was tried keeps a run from beginning.
+left out, by length or in a mixture, so only what is wrong with every row that was tried keeps a run from beginning, or gold answers of which many
+cannot be read.
 """
 
 from __future__ import annotations

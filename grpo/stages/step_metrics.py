@@ -14,8 +14,7 @@ from grpo.data.order import source_of
 from grpo.types import Group, Sample
 from rewards import RewardRuntime
 from rewards.extract import answer_text, think_text
-from rewards.repetition import repeated_ngram_share
-from rewards.words import words
+from rewards.repetition import repeated_share
 from rollout.faults import fault_point
 from rollout.types import Completion
 
@@ -38,7 +37,7 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/nonfinite_logprobs": float(sum(_num_nonfinite(sample.completion) for sample in samples)),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),
-        "rollout/repeated_4gram_frac": float(np.mean([repeated_ngram_share(words(text), 4) for text in _evenly_chosen_texts(samples)])),
+        "rollout/repeated_4gram_frac": float(np.mean([repeated_share(text, 4) for text in _evenly_chosen_texts(samples)])),
     }
     if tags is not None:
         formed = [_has_both(sample, group, tags) for group in groups for sample in group.samples]

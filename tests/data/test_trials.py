@@ -98,12 +98,11 @@ def with_filter(path: Path) -> Path:
 def test_rows_whose_gold_answers_cannot_be_read_may_be_left_out(tmp_path: Path) -> None:
     answers: list[Any] = [None if n % 4 == 0 else str(2 * n) for n in range(40)]
     path = with_filter(recipe(tmp_path, answers))
-    loaded = load_recipe(str(path), [])
-    assert loaded.problems == () or not loaded.problems
+    loaded = checked_recipe(str(path))
     (found,) = [one for one in previews(loaded.recipe, loaded.base) if one.source == "rows"]
     assert found.rows == 30 and found.dropped == {"unreadable_gold": 10}
     assert tried(path) == trials.Trial()
-    reader = GoldReader(loaded.recipe, loaded.base, most=3)  # None and 30 numbers: all are read, since numbers are plain
+    reader = GoldReader(loaded.recipe, loaded.base, most=3)  # numbers cost nothing, and the others are all alike
     assert reader("rows", [{"answer": answer} for answer in answers]) == set(range(0, 40, 4)) and reader.num_unread == {"rows": 0}
 
 
@@ -128,6 +127,13 @@ def test_a_run_whose_later_stage_cannot_be_judged_begins_nothing(tmp_path: Path,
     with pytest.raises(DataError, match="cannot be trusted with these rows, so nothing was trained") as refused:
         run_recipe(str(path), out=tmp_path / "run")
     assert str(refused.value).count("its own gold answer '' scores None") == 8
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_that_too_many_gold_answers_are_unreadable_before_it_begins(tmp_path: Path, tiny_qwen2: Path) -> None:
+    answers: list[Any] = [None if n % 7 == 3 else str(n) for n in range(42)]
+    with pytest.raises(DataError, match="too many gold answers can't be read, so nothing was trained:\n  6 of 42 gold answers"):
+        run_recipe(str(recipe(tmp_path, answers, tiny_qwen2)), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards import RewardRuntime, RewardSpec, canary, canary_problems, refused_golds
+from rewards import RewardRuntime, RewardSpec, canary, canary_problems, read_golds, refused_golds
+from rewards.canary import canary_trials
 
 ROWS = [{"question": f"{n} + {n}", "answer": str(2 * n)} for n in range(40)]
 
@@ -154,3 +155,55 @@ def test_a_reward_on_another_scale_passes_where_it_ever_prefers_a_right_answer(r
         assert canary_problems(near, ROWS, render) == []
         problems = canary_problems(far, ROWS, render)
     assert len(problems) == 8 and "scores 0.0 by 'far', no more than wrong ones: '10' 10.0, '20' 20.0" in problems[0]
+
+
+def test_wrong_answers_are_other_rows_and_such_as_can_be_read(reward_file: Callable[..., Path]) -> None:
+    """The answers that come first in the alphabet, and on most rows, are unreadable: each row is tried on two of the others all the same."""
+    folder = reward_file("def digits(completion, answer):\n    return float(f'>{answer}<' in completion) if answer.isdigit() else None\n")
+    rows = [{"answer": str(n) if n % 3 == 0 else f"!! nobody knows {n} !!"} for n in range(12)]
+    with RewardRuntime([RewardSpec("./mine.py:digits", required=True)], base=folder) as runtime:
+        trials = canary_trials(runtime, rows, render, num_rows=None)
+    wrong = {index: [trial.answer for trial in trials if trial.row == index and not trial.is_gold] for index in range(12)}
+    assert wrong[0] == ["3", "6"] and wrong[1] == ["3", "6"] and wrong[3] == ["6", "9"] and wrong[9] == ["0", "3"]
+    assert all(trial.scored.parts["digits"] == 0 for trial in trials if trial.row % 3 == 0 and not trial.is_gold)
+
+
+def test_of_a_list_of_gold_answers_all_or_each_must_be_right(reward_file: Callable[..., Path]) -> None:
+    folder = reward_file(
+        """
+        def any_of(completion, answer):
+            return float(any(f">{one}<" in completion for one in answer))
+
+        def all_of(completion, answer):
+            return float(f">{', '.join(answer)}<" in completion)
+
+        def first_of(completion, answer):
+            return float(f">{answer[0]}<" in completion)
+        """
+    )
+    rows = [{"answer": [str(n), f"x{n}"]} for n in range(4)]
+    problems = {}
+    for name in ("any_of", "all_of", "first_of"):
+        with RewardRuntime([RewardSpec(f"./mine.py:{name}", required=True)], base=folder) as runtime:
+            problems[name] = canary_problems(runtime, rows, render)
+    assert problems["any_of"] == problems["all_of"] == []
+    assert len(problems["first_of"]) == 4 and "its own gold answer 'x0' scores 0.0" in problems["first_of"][0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ("\x0crac{1}{4}", "lost its backslash before frac: write \\\\frac in JSON"),
+        ("2\times 3", "lost its backslash before times: write \\\\times in JSON"),
+        ("\x08oxed{3}", "lost its backslash before boxed: write \\\\boxed in JSON"),
+        (r"\frac{1}{4}", None),
+        ("7\n", None),
+    ],
+)
+def test_a_lost_backslash_is_seen(gold: str, said: str | None) -> None:
+    assert canary.lost_backslash(gold) == said
+
+
+def test_gold_answers_in_a_wrong_form_are_no_good_ones(runtime: RewardRuntime) -> None:
+    rows = [{"answer": "What is 5 + 5, please?"}, {"answer": "x + 1"}, {"answer": "7"}]
+    assert read_golds(runtime, rows, render, name="math") == ([0], 3)

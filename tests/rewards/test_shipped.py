@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rewards import RewardError, RewardRuntime, RewardSpec, load_reward
-from rewards.repetition import repeated_ngram_share
+from rewards.repetition import looped_share, repeated_ngram_share
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,10 @@ from rewards.repetition import repeated_ngram_share
         ("<think>2+2</think><answer>4", 0, "cut off"),
         ("4", 0, "no tags"),
         ("", 0, "nothing"),
+        ("<think>.</think><answer>4</answer>", 1, "little thinking"),
+        ("<think>x</think><answer>\u200b</answer>", 0, "an answer that nobody sees"),
+        ("<think>\u2060\ufeff\u3164</think><answer>4</answer>", 0, "thinking that nobody sees"),
+        ("\ufeff<think>x</think>\u200b<answer>4</answer>", 1, "nothing to be seen outside"),
     ],
 )
 def test_format(completion: str, score: float, why: str) -> None:
@@ -50,6 +56,15 @@ def test_exact_ignores_case_and_spacing_only() -> None:
     assert exact(completion="The capital", answer="The capital") == 0  # no answer block
     assert exact(completion="<answer>0</answer>", answer=0) == 1
     assert exact(completion="<answer></answer>", answer="") is None and exact(completion="x", answer=None) is None
+
+
+@pytest.mark.parametrize("use", ["exact", "fuzzy"])
+def test_texts_are_compared_with_any_of_a_list_and_with_nothing_else(use: str) -> None:
+    compare = load_reward(use)
+    assert compare(completion="<answer>New York</answer>", answer=["NYC", "new york"]) == 1
+    assert compare(completion="<answer>true</answer>", answer=True) == 1
+    for gold in ({"value": 7}, float("nan"), [], ["7", ""], [{"value": 7}]):
+        assert compare(completion="<answer>7</answer>", answer=gold) is None
 
 
 @pytest.mark.parametrize(("num_tokens", "score"), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1), (500, -1)])
@@ -85,6 +100,39 @@ def test_repetition_sees_chinese_written_without_spaces() -> None:
     assert load_reward("repetition", n=2)(completion="等等等等等") == -0.75  # four bigrams, one distinct
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["haha" * 250, "0" * 500, "0." + "3" * 1000, "." * 1000, "}" * 700, "😂" * 500, "👩\u200d👧" * 500, "\n" * 1000, "\n \n" * 300],
+)
+def test_repetition_sees_loops_without_words(text: str) -> None:
+    assert load_reward("repetition")(completion=text) < -0.99
+    assert load_reward("repetition")(completion=f"Let me see what that is: {text}") < -0.9
+    assert load_reward("repetition", max_penalty=2)(completion=text) < -1.98
+
+
+def test_a_loop_counts_by_the_characters_in_it() -> None:
+    """Of 1,000 characters 500 are a loop, the first of which repeats nothing; where it begins does not matter."""
+    varied = "".join(chr(0x4E00 + n) for n in range(500))
+    for start in (0, 1, 63, 250, 500):
+        assert looped_share(varied[:start] + "." * 500 + varied[start:]) == pytest.approx(0.499)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        str(2**4000),
+        "1" + "0" * 100,
+        "| a | b |\n|" + "---|" * 30 + "\n" + "|    1 |    2 |\n",
+        "=" * 120 + "\nheader\n" + "=" * 120,
+        Path(__file__).read_text(),
+        "    " * 20 + "}\n" + "}" * 40,
+        "",
+    ],
+)
+def test_long_numbers_tables_rules_and_code_are_no_loops(text: str) -> None:
+    assert looped_share(text) == 0
+
+
 CITIES = ["Berlin", "Paris", "A cat", "Both A and B"]
 
 
@@ -116,6 +164,66 @@ def test_choice_by_letter_or_by_text(given: str, score: float, why: str) -> None
     for options in (CITIES, dict(zip("abcd", CITIES, strict=True))):
         for gold in ("B", "(B)", "Paris", 1):
             assert choice(completion=f"A? <answer>{given}</answer>", answer=gold, options=options) == score, why
+
+
+NUMBERS = ["12", "15", "20", "8"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["（B）", "Ｂ", "B、", "B．", "选B", "选 B。", "答案是B", "答案：B", "故选：B", "正确答案为（B）", "【B】", "`B`", "The answer is B",
+     "I choose B", "So the correct answer is (B).", "My final answer is option B", "B, because it fits", "B because it fits",
+     "B, since A is too small", "B (15)", "B - 15", "B = 15", "B、15", "15.0", "15.00"],
+)  # fmt: skip
+def test_choice_as_people_and_chatty_models_write_it(given: str) -> None:
+    choice = load_reward("choice")
+    assert choice(completion=f"<answer>{given}</answer>", answer="B", options=NUMBERS) == 1
+    assert choice(completion=f"<answer>{given}</answer>", answer="A", options=NUMBERS) == 0
+    if not given.startswith("15"):
+        assert choice(completion=f"<answer>{given}</answer>", answer="B") == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["A or B", "B or A", "not B", "B/C", "B and C", "BC", "B (20)", "B - 20", "B, C", "B but maybe C", "B, because of C", "选A或B", "not sure, B",
+     "B? No.", "Is it B"],
+)  # fmt: skip
+def test_hedging_chooses_nothing(given: str) -> None:
+    assert load_reward("choice")(completion=f"<answer>{given}</answer>", answer="B", options=NUMBERS) == 0
+    if "20" not in given:
+        assert load_reward("choice")(completion=f"<answer>{given}</answer>", answer="B") == 0
+
+
+def test_choice_without_options_takes_no_word_for_a_letter() -> None:
+    choice = load_reward("choice")
+    assert (
+        choice(completion="<answer>A cat</answer>", answer="A") == 0 and choice(completion="<answer>I think so</answer>", answer="I") == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("gold", "letter"), [("C．", "C"), ("（C）", "C"), ("(c)", "C"), ("C、20", "C"), (2, "C"), (2.0, "C"), ("20.0", "C")]
+)
+def test_choice_reads_gold_answers_as_keys_write_them(gold: object, letter: str) -> None:
+    choice = load_reward("choice")
+    for given in "ABCD":
+        assert choice(completion=f"<answer>{given}</answer>", answer=gold, options=NUMBERS) == (given == letter)
+
+
+@pytest.mark.parametrize("gold", ["BC", "A or B", 20, 2.5, float("nan"), True, {"a": 1}, ["B"], "not B"])
+def test_choice_abstains_on_a_gold_answer_that_names_no_option(gold: object) -> None:
+    assert load_reward("choice")(completion="<answer>B</answer>", answer=gold, options=NUMBERS) is None
+
+
+def test_options_may_be_json_and_no_other_text() -> None:
+    choice = load_reward("choice")
+    for options in ('["12", "15"]', '{"A": "12", "B": 15}', "[12, 15]"):
+        assert choice(completion="<answer>15</answer>", answer="B", options=options) == 1
+        assert choice(completion="<answer>1</answer>", answer="B", options=options) == 0
+    with pytest.raises(
+        RewardError, match="column 'options': expected a list of texts, or {letter: text}, or one of them as JSON; found '12, 15'"
+    ):
+        choice(completion="<answer>B</answer>", answer="B", options="12, 15")
 
 
 def test_choice_without_options_knows_letters_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ from tests.stages.conftest import Heard
 
 SUMS: list[dict[str, Any]] = [{"answer": str(n)} for n in range(3)]
 CODE: list[dict[str, Any]] = [{"tests": [f"assert f() == {n}"], "solution": f"def f():\n    return {n}"} for n in range(3)]
+
+
+def test_unreadable_gold_answers_are_in_the_runs_data_json(tmp_path: Path, heard: Heard) -> None:
+    """By source: reported, or left out."""
+    rows = [{"prompt": f"{n} + 0", "answer": None if n in (3, 5) else str(n)} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {"name": "reason", "kind": "rl", "prompts": ["kept", "cut"], "rewards": [{"use": "math"}], "steps": 1}
+    data = {"kept": {"jsonl": "rows.jsonl"}, "cut": {"jsonl": "rows.jsonl", "filters": {"unreadable_gold": "leave_out"}}}
+    recipe = Recipe.model_validate({"name": "r", "model": "m", "data": data, "stages": [stage]})
+    work = Workplace(recipe, tmp_path, tmp_path, {}, heard)
+    prompts = [Prompt(id=f"{name}/{n}", tokens=(1,), columns=row) for name in ("kept", "cut") for n, row in enumerate(work.rows([name]))]
+    with work.rewards([RewardUse(use="math")]) as rewards:
+        work.try_rewards(rewards, prompts)
+    assert json.loads((tmp_path / "data.json").read_text()) == {
+        "kept": {"rows": 40, "left_out": {}, "unreadable_gold": 2},
+        "cut": {"rows": 38, "left_out": {"unreadable_gold": 2}},
+    }
+    assert heard.lines[0] == "  data source 'cut': 38 rows (left out: 2 unreadable_gold)"
+    assert "2 of 78 gold answers" in heard.lines[1] and heard.lines[1].endswith(
+        f"Found: {tmp_path / 'rows.jsonl'}:4 None, {tmp_path / 'rows.jsonl'}:6 None"
+    )
 
 
 @pytest.fixture
