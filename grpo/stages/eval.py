@@ -125,10 +125,10 @@ def measure(
     room = work.prompt_limit(settings, model)
     prompt_set = work.prompts(settings.prompts, tokenizer, room, limit=settings.rows, called="evaluation.max_prompt_tokens")
     if prompt_set.num_too_long:
-        work.progress.say(
-            f"  evaluation: {prompt_set.num_too_long} of {prompt_set.num_too_long + len(prompt_set.prompts)} problems are longer than "
-            f"max_prompt_tokens = {room} and left out"
-        )
+        stated = settings.max_prompt_tokens
+        limit = f"max_prompt_tokens = {stated}" if stated is not None else "the model has room for beside a completion"
+        number = f"{prompt_set.num_too_long} of {prompt_set.num_too_long + len(prompt_set.prompts)}"
+        work.progress.say(f"  evaluation: {number} problems are longer than {limit} and left out")
     prompts = prompt_set.prompts
     sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p, min_p=settings.min_p)
     work.progress.doing(f"evaluating on {len(prompts)} problems")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +187,34 @@ def test_a_reward_may_ask_where_its_row_came_from(write: Write, problems: Proble
     assert problems(sound, "stages.reason.rewards=[{use: math}, {use: ./mine.py:by_source}]") == []
     (line,) = problems(sound, "stages.reason.rewards=[{use: math}, {use: ./mine.py:by_sauce}]")
     assert "column 'data_sauce' not found" in line and "did you mean 'data_source'?" in line
+
+
+def test_a_field_of_a_column_is_a_column_and_a_wrong_one_is_answered_with_it(write: Write, problems: Problems, sound: str) -> None:
+    row = {"prompt": "1 + 1", "completion": "2", "reward_model": {"ground_truth": "2", "style": "rule"}}
+    write("rows.jsonl", json.dumps(row) + "\n")
+    source = "data.sums={{jsonl: rows.jsonl, columns: {{answer: {}}}}}"
+    assert problems(sound, source.format("reward_model.ground_truth")) == []
+    (line,) = problems(sound, source.format("ground_truth"))
+    assert line.endswith("did you mean 'reward_model.ground_truth'?")
+
+
+def test_rows_to_imitate_may_be_conversations(write: Write, problems: Problems, sound: str) -> None:
+    turns = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    write("rows.jsonl", json.dumps({"messages": turns, "answer": "2"}) + "\n")
+    assert problems(sound, "data.sums={jsonl: rows.jsonl}") == []
+
+
+def test_options_of_a_template_are_looked_up_in_its_source(write: Write, problems: Problems, sound: str, tmp_path: Path) -> None:
+    write("t.jinja", "{{ messages[0].content }}{{ style }}")
+    assert problems(sound, "template=./t.jinja", "template_options={style: 2}") == []
+    (line,) = problems(sound, "template=./t.jinja", "template_options={stile: 2}")
+    assert "the template never asks for 'stile'; it asks for [style]; did you mean 'style'?" in line
+    (line,) = problems(sound, "template_options={style: 2}")
+    assert "template 'r1_zero' has no options; write template: chat or ./file.jinja, or delete template_options" in line
+    folder = write("base/tokenizer_config.json", json.dumps({"chat_template": "{{ messages }}{{ thinking }}"}))
+    write("base/config.json", "{}")
+    write("base/tokenizer.json", "{}")
+    chat = ("template=chat", f"model.path={(tmp_path / folder).parent}")
+    assert problems(sound.replace("model: org/base", "model: {path: ./base}"), *chat, "template_options={thinking: true}") == []
+    (line,) = problems(sound.replace("model: org/base", "model: {path: ./base}"), *chat, "template_options={think: true}")
+    assert "never asks for 'think'; it asks for [thinking]" in line

@@ -68,6 +68,12 @@ def test_a_changed_setting_is_refused_and_named_at_the_first_stage_it_changes(re
     assert len(error.value.problems) == 1
 
 
+@pytest.mark.parametrize("change", ["template_options={style: 2}", "data.rows.split=train"])
+def test_what_changes_prompts_or_rows_is_a_change(recipe: Path, finished: RunFolder, change: str) -> None:
+    with pytest.raises(RecipeError, match=rf"stage 'one'.*changed since: {change.partition('=')[0]}"):
+        done(recipe, finished, change)
+
+
 def test_redo_accepts_the_change_for_the_stages_that_are_made_again(recipe: Path, finished: RunFolder) -> None:
     assert done(recipe, finished, "stages.two.epochs=3", redo="two") == [True, False, False]
 
