@@ -44,6 +44,8 @@ class Options:
     write          from that to how an answer says it, in a fence, say (by default in a box)
     check_gold     from a gold answer to what is wrong with its form in one line, or None; asked before training, by the canary
     reads_gold     a gold answer may be one that it cannot read, and it tells soon: all of them are tried before training
+    said           from a completion, its prefill and the settings to the answer that the function reads there, or None: what a majority vote
+                   is about
     by_model       a model gives it, so a policy can learn to please it: watched against the rewards that follow rules
     """
 
@@ -60,6 +62,7 @@ class Options:
     alone: bool = False
     check_gold: Callable[[str], str | None] | None = None
     reads_gold: bool = False
+    said: Callable[..., str | None] | None = None
     by_model: bool = False
 
     def __post_init__(self) -> None:
