@@ -140,7 +140,7 @@ def plan(
     from grpo.plan.work import lengths_from
     from grpo.recipe import checked_recipe, default_folder
 
-    loaded = checked_recipe(recipe, overrides or [])
+    loaded = checked_recipe(recipe, overrides or [], deeply=not quick)
     plan = whole.outline(loaded, Path(out) if out else default_folder(loaded))
     if not as_json:
         for section in tell.outline_sections(plan):
@@ -268,7 +268,10 @@ def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one 
         print(json.dumps({"rewards": rewards}))
         return
     for r in rewards:
-        shown = {key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value for key, value in r["settings"].items()}
+        shown = {
+            key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value
+            for key, value in r["settings"].items()
+        }
         settings = ", ".join(f"{key}: {value}" for key, value in shown.items()) or "none"
         print(f"{r['name']} ({r['from']})\n  {r['about']}\n  columns: {', '.join(r['columns'])}\n  settings: {settings}")
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from grpo.errors import TrainingError
-from grpo.policy.attention import ordinary_attention
+from grpo.policy.attention import NO_TABLE, ordinary_attention
 from grpo.policy.batch import make_batch
 from grpo.policy.logprobs import completion_logprobs
 from grpo.policy.packing import pack
@@ -22,15 +22,8 @@ def check_layout(model: PreTrainedModel) -> None:
     Raises TrainingError where the mean absolute difference of their log-probabilities exceeds MAX_LAYOUT_GAP, or where the model computes
     something between hidden states and logits that the trainer doesn't know of.
     """
-    name, config = type(model).__name__, model.config.get_text_config()
-    for setting in NOT_COMPUTED:
-        if getattr(config, setting, None) not in (None, 1, 1.0):
-            raise TrainingError(
-                f"{name} has {setting} = {getattr(config, setting)}, which the trainer does not compute; choose another model"
-            )
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise TrainingError(f"{name}'s output layer is not a plain linear layer without bias ({head}); choose another model")
+    check_head(model)
+    name = type(model).__name__
     try:
         gap = _layout_gap(model)
     except (TypeError, ValueError) as error:
@@ -41,6 +34,21 @@ def check_layout(model: PreTrainedModel) -> None:
             f"{name} gives other log-probabilities on packed tokens than on one sequence a row: they differ by {gap:.4f} a token on average; "
             "its layers mix tokens by something else than transformers' attention interface; choose another model"
         )
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Raises TrainingError where the model's config alone says that the trainer does not compute it. Needs no weights."""
+    name, config = type(model).__name__, model.config.get_text_config()
+    for setting in NOT_COMPUTED:
+        if getattr(config, setting, None) not in (None, 1, 1.0):
+            raise TrainingError(
+                f"{name} has {setting} = {getattr(config, setting)}, which the trainer does not compute; choose another model"
+            )
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise TrainingError(f"{name}'s output layer is not a plain linear layer without bias ({head}); choose another model")
+    if not model._supports_attention_backend:
+        raise TrainingError(f"{name}'s attention cannot be replaced by the trainer's ({NO_TABLE}); choose another model")
 
 
 def _layout_gap(model: PreTrainedModel) -> float:

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.losses import is_clipped
@@ -25,6 +28,7 @@ from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
 from grpo.policy.ewc import Anchor
 from grpo.policy.export import checkpoint_weights, write_folder
+from grpo.policy.loading import loaded
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
 from grpo.policy.proof import check_layout
@@ -406,9 +410,7 @@ class PolicyTrainer:
 
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
-        model = AutoModelForCausalLM.from_pretrained(
-            self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION, use_safetensors=True
-        )
+        model = loaded(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
         # What will be smaller on the device stays in main memory until it is: sharding moves a layer at a time.
         return (model if self.ranks.is_sharded or self._holds_rounded else model.to(self.device)).eval()
 
@@ -434,14 +436,12 @@ class PolicyTrainer:
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:
-    """transformers checkpoints layers in training mode only, in which dropout must then be absent rather than switched off."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    """Layers are computed again on the way back, in evaluation mode: transformers' own checkpointing wants training mode, and so dropout."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError(f"{type(model).__name__} has no layers to checkpoint; write gradient_checkpointing: false")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _compile_pointwise(model: PreTrainedModel) -> None:
