@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,11 +28,11 @@ from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS
 from grpo.policy.ewc import Anchor
-from grpo.policy.export import checkpoint_weights, write_folder
+from grpo.policy.export import checkpoint_weights, computed_weights, stays_float32, write_folder
 from grpo.policy.loading import loaded
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
-from grpo.policy.proof import check_layout
+from grpo.policy.proof import Precision, check_layout, check_saved, probe
 from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
 from grpo.policy.state import read_tensors, tensors_of, write_tensors
@@ -227,17 +228,28 @@ class PolicyTrainer:
         self._check_awake()
         weights = checkpoint_weights(self.model)
         if self.ranks.rank == 0:
-            return pack_weights(weights, version, getattr(torch, dtype), transport)
+            return pack_weights(weights, version, getattr(torch, dtype), transport, stays_float32(self.model))
         _gone_through(weights)
         return None
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer; adapters are folded in, and kept beside it."""
+        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer; adapters are folded in, and kept beside it.
+
+        It is then loaded once. Raises TrainingError, and leaves nothing, where it is not the model that was trained (grpo.policy.proof).
+        """
         weights = checkpoint_weights(self.model)
+        batch = probe(self.model)
+        expected = self.logprobs(batch)
         if self.ranks.rank == 0:
             write_folder(weights, self.model, self.spec.model, folder)
+            try:
+                check_saved(folder, computed_weights(self.model), batch, expected, self._precision, self.spec.temperature)
+            except TrainingError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         else:
             _gone_through(weights)
+            _gone_through(computed_weights(self.model))
         if self.adapted is not None:
             save_adapters(self.adapted, folder.with_name("adapter"), is_first_rank=self.ranks.rank == 0)
 
@@ -283,6 +295,10 @@ class PolicyTrainer:
 
     def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:
         return completion_logprobs(of or self.model, packed, self.spec.temperature, autocast=self._is_rounded)
+
+    @property
+    def _precision(self) -> Precision:
+        return "frozen in bfloat16" if self._holds_rounded else self.spec.layout.precision
 
     @property
     def _is_rounded(self) -> bool:
