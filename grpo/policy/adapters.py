@@ -25,6 +25,7 @@ from grpo.policy.ranks import whole
 from grpo.problems import did_you_mean
 
 LINEAR = (torch.nn.Linear, Conv1D)  # the latter is GPT-2's, with its weight the other way round
+OF_EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel:
@@ -52,9 +53,8 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel
 def _targeted(model: PreTrainedModel, targets: Sequence[str] | str) -> list[str]:
     """Full names of the layers that ``targets`` mean."""
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
-    linear = [
-        name for name, module in modules.items() if isinstance(module, LINEAR) and module is not head and not _is_router(name, modules)
-    ]
+    is_wanted = lambda name: modules[name] is not head and not _is_router(name, modules) and not _is_moved(name, modules)  # noqa: E731
+    linear = [name for name, module in modules.items() if isinstance(module, LINEAR) and is_wanted(name)]
     if isinstance(targets, str):
         return linear
     known = sorted({name.rpartition(".")[2] for name in linear})
@@ -77,6 +77,13 @@ def _is_router(name: str, modules: Mapping[str, torch.nn.Module]) -> bool:
     return number is not None and getattr(modules[name], "out_features", None) == number
 
 
+def _is_moved(name: str, modules: Mapping[str, torch.nn.Module]) -> bool:
+    """peft takes this name for that of experts, where those are fused, and puts the adapter on all of them instead, now and on loading it."""
+    if name.rpartition(".")[2] not in OF_EXPERTS:
+        return False
+    return any(owner.endswith(".experts") and list(module.parameters(recurse=False)) for owner, module in modules.items())
+
+
 def _what_it_is(target: str, modules: Mapping[str, torch.nn.Module], head: torch.nn.Module | None, known: Sequence[str]) -> str:
     hit = next((name for name in modules if _is_meant(target, name)), None)
     if hit is None:
@@ -84,7 +91,9 @@ def _what_it_is(target: str, modules: Mapping[str, torch.nn.Module], head: torch
         return f"no such layer; did you mean {close!r}?" if close else "no such layer"
     if modules[hit] is head:
         return "the output layer"
-    return "a router" if _is_router(hit, modules) else f"a {type(modules[hit]).__name__}"
+    if _is_moved(hit, modules):
+        return "a name that peft gives to experts, which take no adapter"
+    return "a router" if _is_router(hit, modules) else f"of type {type(modules[hit]).__name__}"
 
 
 def _folded_forward(layer: LoraLayer, x_BTI: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,15 @@ from tests.policy.families import FAMILIES, REFUSED, TRAINED, write_family
 
 PROMPTS, COMPLETIONS = [(5, 6, 7)] * 2 + [(8, 9)] * 2, [(11, 12, 13, 14, 15), (16, 17), (21, 22, 23), (24,)]
 Folder = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices of 32 by 32 are not worth two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,6 @@ def test_shapes_are_known_under_every_familys_names(family: str, folder_of: Fold
     kv_heads = config.get("num_key_value_heads") or (1 if family == "Falcon" else 4)
     width = {"Qwen3Moe": 32, "DeepseekV3": 32, **dict.fromkeys(("GPT2", "Falcon", "Bloom", "GPTJ"), 128)}.get(family, 48)
     assert (model.layers, model.attention_width, model.head_dim) == (2, 32, 8)
-    assert model.positions == (None if family in ("Bloom", "Falcon") else 256)
+    assert model.positions == (None if family == "Bloom" else 256)
     assert model.activation_bytes_per_token == 3 * (30 * 32 + 14 * 8 * (4 + kv_heads) + 9 * width)
     assert footprint(folder, Optimiser(), Trainer(), False, "cpu").num_parameters == model.parameters > 10_000
