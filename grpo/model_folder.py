@@ -56,6 +56,11 @@ def folder_problems(folder: Path) -> list[str]:
     return [*_config_problems(folder), *_weight_problems(folder), *_other_files(folder)]
 
 
+def has_shapes_alone(folder: Path) -> bool:
+    """A config.json that can be read, and nothing beside it."""
+    return [item.name for item in folder.iterdir()] == [CONFIG] and not list(_config_problems(folder))
+
+
 def nonfinite_tensors(folder: Path) -> list[str]:
     """A line for each file that holds NaN or infinity, with the names of the tensors. Reads all weights once, on all cores."""
     found = []
@@ -123,6 +128,9 @@ def _something_else(folder: Path) -> str | None:
         return f"an adapter without its base model; fold it first, with grpo export {folder} --to DIR, and name that folder"
     if gguf := sorted(file.name for file in folder.glob("*.gguf")):
         return f"GGUF files ({names(gguf)}) are not read; load them with transformers' gguf_file, and save_pretrained the model"
+    if not weight_files(folder):
+        there = listed(sorted(item.name for item in folder.iterdir())[:10])
+        return f"holds no model, neither {CONFIG} nor *.safetensors; name a folder as save_pretrained writes it; found {there}"
     return None
 
 
@@ -137,8 +145,7 @@ def _models_of_run(run: Path) -> list[Path]:
 
 def _config_problems(folder: Path) -> Iterator[str]:
     if not (folder / CONFIG).is_file():
-        there = listed(sorted(item.name for item in folder.iterdir())[:10])
-        yield f"there is no {CONFIG}; name a folder as save_pretrained writes it; found {there}"
+        yield f"there is no {CONFIG} beside its weights; copy or download it too"
         return
     config = _json(folder / CONFIG)
     if config is None:

@@ -32,13 +32,14 @@ from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
 
 
-def checked_recipe(ref: str, overrides: Sequence[str] = (), deeply: bool = True) -> LoadedRecipe:
+def checked_recipe(ref: str, overrides: Sequence[str] = (), deeply: bool = True, needs_weights: bool = True) -> LoadedRecipe:
     """The recipe, with nothing wrong that can be told without loading a model. Raises RecipeError with all problems.
 
-    ``deeply`` also looks at the tensors of models that are here, and at what adapters are put on; torch is loaded for it.
+    ``deeply`` also looks at the tensors of models that are here, and at what adapters are put on; torch is loaded for it. Without
+    ``needs_weights`` a model may be a folder of a config.json and nothing else, whose shapes are planned with.
     """
     loaded = load_recipe(ref, overrides)
-    problems = check_graph(loaded) or check_models(loaded, deeply)
+    problems = check_graph(loaded) or check_models(loaded, deeply, needs_weights)
     if problems:
         raise RecipeError(problems)
     return loaded

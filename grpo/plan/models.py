@@ -10,7 +10,7 @@ from pathlib import Path
 from grpo.config import DistillStage, MadeModel, PretrainedModel, Recipe, RejectStage, RlStage, SftStage
 from grpo.errors import TrainingError
 from grpo.loading import LoadedRecipe
-from grpo.model_folder import folder_problems, nonfinite_tensors
+from grpo.model_folder import folder_problems, has_shapes_alone, nonfinite_tensors
 from grpo.plan.architecture import Architecture, architectures, local_folder, models_drawn_from
 from grpo.problems import Finding, Keys, in_reading_order
 from grpo.yamltree import locate
@@ -35,19 +35,22 @@ def _problems(folder: Path, files: tuple[tuple[str, int, int], ...], deeply: boo
     return (*found, *nonfinite_tensors(folder))
 
 
-def check_models(loaded: LoadedRecipe, deeply: bool = True) -> list[str]:
+def check_models(loaded: LoadedRecipe, deeply: bool = True, needs_weights: bool = True) -> list[str]:
     """What ``model_findings`` finds, a line each, with the places in the recipe."""
     data = loaded.tree.plain()
-    findings = model_findings(loaded.recipe, loaded.base, deeply)
+    findings = model_findings(loaded.recipe, loaded.base, deeply, needs_weights)
     return in_reading_order([locate(finding, loaded.tree, data) for finding in findings], loaded.tree.place.file)
 
 
-def model_findings(recipe: Recipe, base: Path, deeply: bool = True) -> list[Finding]:
-    """Of the recipe's model and of every student, and of the stages that start from them. ``base``: the folder that relative paths refer to."""
+def model_findings(recipe: Recipe, base: Path, deeply: bool = True, needs_weights: bool = True) -> list[Finding]:
+    """Of the recipe's model and of every student, and of the stages that start from them. ``base``: the folder that relative paths refer to.
+
+    Without ``needs_weights`` a folder of a config.json and nothing else is right.
+    """
     findings: list[Finding] = []
     for keys, model in _pretrained(recipe):
         folder = local_folder(model, base)
-        if folder is not None:
+        if folder is not None and (needs_weights or not has_shapes_alone(folder)):
             findings += [Finding(keys, problem) for problem in model_problems(folder, model, deeply)]
     if findings:
         return findings

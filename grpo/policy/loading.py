@@ -71,8 +71,8 @@ def _unloadable(folder: Path, error: Exception) -> list[str]:
             return problems
     except Exception as second:
         error = second
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return [f"transformers cannot make its model: {first[:200]}; take another model, or a transformers that knows it"]
+    first = next(iter(str(error).splitlines()), "").split(". ")[0] or type(error).__name__
+    return [f"transformers cannot make its model: {first[:200].rstrip('.')}; take another model, or a transformers that knows it"]
 
 
 @contextmanager

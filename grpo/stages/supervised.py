@@ -127,4 +127,15 @@ def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Wor
             found.completions.append(completion)
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
+    _check_positions(found, work.positions(start.path))
     return Tokenised(found.rows, found.prompts, found.completions, len(rows) - len(found))
+
+
+def _check_positions(rows: Tokenised, positions: int | None) -> None:
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(rows.prompts, rows.completions, strict=True)]
+    if positions is not None and max(lengths) > positions:
+        num_beyond = sum(length > positions for length in lengths)
+        raise DataError(
+            f"{num_beyond} of {len(rows)} rows are longer than the model's {positions:,} positions, the longest {max(lengths):,} tokens; "
+            f"set max_tokens: {positions}, which leaves them out, or take a model with longer context"
+        )

@@ -22,6 +22,7 @@ from grpo.data.template_checks import stop_ids, template_warnings
 from grpo.data.templates import Template
 from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
+from grpo.model_folder import positions_of
 from grpo.policy.machine import Machine
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
@@ -280,14 +281,17 @@ class Workplace:
         stated = [stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")]
         if stated:
             return max(stated)
-        config = _json_of(self.checkpoint("base").path / "config.json")
-        positions = (config.get("text_config") or config).get("max_position_embeddings") or math.inf
+        positions = self.positions(self.checkpoint("base").path) or math.inf
         room = positions - self._longest_completion()
         if room < 1:
             raise DataError(
                 f"max_completion_tokens = {self._longest_completion()} leaves no room for a prompt: the model has {positions} positions; lower it"
             )
         return int(min(512, room))
+
+    def positions(self, model: Path) -> int | None:
+        """The longest sequence that the model of a folder is made for."""
+        return positions_of(_json_of(model / "config.json"))
 
     def _longest_completion(self) -> int:
         drawn = [stage.max_completion_tokens for stage in self.recipe.stages if hasattr(stage, "max_completion_tokens")]

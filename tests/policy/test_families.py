@@ -81,6 +81,15 @@ def test_adapters_are_written_as_they_were_trained(family: str, folder_of: Folde
     assert np.nanmean(np.abs(found - expected)) < 0.1 * np.nanmean(np.abs(expected - begun))  # what bfloat16 rounds off the weights
 
 
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "DeepseekV3"])
+@pytest.mark.parametrize("target", ["experts", "gate", "down_proj"])
+def test_experts_and_routers_take_no_adapter(family: str, target: str, folder_of: Folder) -> None:
+    """Folded into fused experts it would be lost, and a router's choice is not what an engine's would be."""
+    config = (folder_of(family) / "config.json").read_text()
+    with pytest.raises(TrainingError, match=rf"lora.targets match no linear layer of {family}ForCausalLM: {target} \("):
+        check_trained(config, Lora(targets=["q_proj", target]).model_dump_json())
+
+
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_family_that_is_not_computed_is_refused_in_a_line(family: str, folder_of: Folder) -> None:
     folder = folder_of(family)
