@@ -36,7 +36,7 @@ class Shapes:
             hidden=hidden,
             layers=_number(text, "num_hidden_layers") or 1,
             heads=heads,
-            kv_heads=_number(text, "num_key_value_heads") or _number(text, "num_kv_heads") or _number(text, "kv_n_heads") or heads,
+            kv_heads=_kv_heads(text) or heads,
             head_dim=_number(text, "head_dim") or hidden // heads,
             width=_width(text) or USUAL_EXPANSION * hidden,
         )
@@ -51,6 +51,12 @@ def config_from_json(text: str) -> PretrainedConfig:
     except (ValueError, TypeError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise TrainingError(f"transformers cannot read config.json of a {family}: {first[:200]}; take another model") from error
+
+
+def _kv_heads(text: PretrainedConfig) -> int | None:
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return 1  # Falcon-7B's and GPT-BigCode's, whatever number stands beside it
+    return _number(text, "num_key_value_heads") or _number(text, "num_kv_heads") or _number(text, "kv_n_heads")
 
 
 def _width(text: PretrainedConfig) -> int | None:

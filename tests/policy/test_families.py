@@ -87,7 +87,7 @@ def test_experts_and_routers_take_no_adapter(family: str, target: str, folder_of
     """Folded into fused experts it would be lost, and a router's choice is not what an engine's would be."""
     config = (folder_of(family) / "config.json").read_text()
     with pytest.raises(TrainingError, match=rf"lora.targets match no linear layer of {family}ForCausalLM: {target} \("):
-        check_trained(config, Lora(targets=["q_proj", target]).model_dump_json())
+        check_trained(config, Lora(targets=["o_proj", target]).model_dump_json())
 
 
 @pytest.mark.parametrize("family", REFUSED)
