@@ -140,7 +140,7 @@ def plan(
     from grpo.plan.work import lengths_from
     from grpo.recipe import checked_recipe, default_folder
 
-    loaded = checked_recipe(recipe, overrides or [])
+    loaded = checked_recipe(recipe, overrides or [], deeply=not quick, needs_weights=False)
     plan = whole.outline(loaded, Path(out) if out else default_folder(loaded))
     if not as_json:
         for section in tell.outline_sections(plan):

@@ -281,7 +281,7 @@ class Lora(Strict):
     rank: PositiveInt = 16
     alpha: PositiveFloat = Field(32.0, description="an adapter's product is scaled with alpha / rank")
     targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of linear layers, such as q_proj; never the output layer"
+        "all-linear", description="names of linear layers, such as q_proj; never the output layer, embeddings, routers or fused experts"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from grpo.errors import RecipeError
 from grpo.loading import key_value_pairs
+from grpo.plan.models import model_problems
 from grpo.problems import suggestion
 from grpo.run.records import read_jsonl_rows
 
@@ -66,6 +67,8 @@ def evaluate_model(
         raise RecipeError(
             f"--data {data}: there is no such file{suggestion(file.name, near)}; it holds a problem a line, with question and answer"
         )
+    if Path(model).is_dir() and (problems := model_problems(Path(model).resolve(), model)):
+        raise RecipeError(problems)
     renamed, wrong = key_value_pairs(columns)
     if wrong:
         raise RecipeError("\n".join(f"--column {problem}" for problem in wrong))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import yaml
 
 from grpo import __version__
 from grpo.errors import CheckpointError
+from grpo.model_folder import ADAPTER, CONFIG
+from grpo.plan.models import model_problems
 from grpo.problems import listed, suggestion
 from grpo.run.contents import RunContents, StageContents, read_run
 
-ADAPTER, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
+CARD = "README.md"
 # What belongs to a model and can hold no code: weights as safetensors, settings, the tokenizer's files. Never a pickle.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -86,45 +88,36 @@ def _model_of_run(run: Path, wanted: str | None) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    files = sorted({file for pattern in PATTERNS for file in source.glob(pattern) if file.is_file()})
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    if not weights:
-        raise CheckpointError(f"{source} holds no *.safetensors; weights in a pickle are not exported")
-    _check_weights(source, weights)
-    for file in files:
+    _check(source)
+    for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern) if file.is_file()}):
         shutil.copyfile(file, target / file.name)
 
 
-def _check_weights(source: Path, weights: Iterable[Path]) -> None:
-    """Every file opens, and the index, where there is one, names no other."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in weights:
-        try:
-            with safe_open(file, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged: {error}; export another stage, or make it again with grpo run --redo") from error
-    index = source / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
-    if missing := sorted(named - {file.name for file in weights}):
-        raise CheckpointError(f"{source}: {index.name} names {listed(missing)}, which is not there; the model is incomplete")
+def _check(folder: Path) -> None:
+    if problems := model_problems(folder, str(folder)):
+        raise CheckpointError("\n".join(problems))
 
 
 def _merge(adapter: Path, target: Path) -> None:
     import torch
+    from huggingface_hub import snapshot_download
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
+    from grpo.errors import TrainingError
     from grpo.policy.export import checkpoint_weights, write_folder
+    from grpo.policy.loading import loaded
 
-    base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    named = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        base = Path(named) if Path(named).is_dir() else Path(snapshot_download(named, allow_patterns=list(PATTERNS)))
+        _check(base)
+        model = loaded(base, dtype=torch.float32)
         PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, TrainingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         first = next(iter(str(error).splitlines()), "")
-        raise CheckpointError(f"{adapter} cannot be folded into its base {base!r}: {first}; is the base still there?") from error
+        raise CheckpointError(f"{adapter} cannot be folded into its base {named!r}: {first}; is the base still there?") from error
     write_folder(checkpoint_weights(model), model, base, target)
 
 

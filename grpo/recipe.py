@@ -21,6 +21,7 @@ from grpo.errors import EngineError, RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan, places
+from grpo.plan.models import check_models, model_problems
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
 from grpo.run.interruption import Interruption
 from grpo.run.lineage import record_stage, record_start
@@ -31,10 +32,14 @@ from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
 
 
-def checked_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """The recipe, with nothing wrong that can be told without loading a model. Raises RecipeError with all problems."""
+def checked_recipe(ref: str, overrides: Sequence[str] = (), deeply: bool = True, needs_weights: bool = True) -> LoadedRecipe:
+    """The recipe, with nothing wrong that can be told without loading a model. Raises RecipeError with all problems.
+
+    ``deeply`` also looks at the tensors of models that are here, and at what adapters are put on; torch is loaded for it. Without
+    ``needs_weights`` a model may be a folder of a config.json and nothing else, whose shapes are planned with.
+    """
     loaded = load_recipe(ref, overrides)
-    problems = check_graph(loaded)
+    problems = check_graph(loaded) or check_models(loaded, deeply, needs_weights)
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -188,7 +193,7 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     ref = model if isinstance(model, str) else model.path
     for candidate in (work.base / ref, Path(ref).expanduser()):
         if candidate.is_dir():
-            return _without_pickles(ref, candidate.resolve())
+            return _checked(ref, candidate.resolve())
     from huggingface_hub import snapshot_download
 
     try:
@@ -198,13 +203,13 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
             f"model {ref!r} is no folder here and could not be had from the hub: {one_line(error)}; "
             "write the path of a folder, or check its name, the network and HF_TOKEN"
         ) from error
-    return _without_pickles(ref, folder)
+    return _checked(ref, folder)
 
 
-def _without_pickles(ref: str, folder: Path) -> Checkpoint:
-    """Raises RecipeError where no weights are there but such as could run code on being read."""
-    if not any(folder.glob("*.safetensors")):
-        raise RecipeError(f"model {ref!r} holds no *.safetensors; weights in a pickle are not loaded: save it anew with save_pretrained")
+def _checked(ref: str, folder: Path) -> Checkpoint:
+    """Raises RecipeError with all that is wrong with a model's folder."""
+    if problems := model_problems(folder, ref):
+        raise RecipeError(problems)
     return Checkpoint(folder)
 
 

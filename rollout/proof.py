@@ -94,13 +94,12 @@ def read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(tensors: dict[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype) -> None:
-    """A Hugging Face folder with these tensors, and all else as in ``like``."""
+def write_model(tensors: dict[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """A Hugging Face folder with these tensors, in ``dtype`` or as they are, and all else as in ``like``."""
     from safetensors.torch import save_file
 
     for file in like.iterdir():
         if file.is_file() and ".safetensors" not in file.name:
             shutil.copy(file, folder / file.name)
-    save_file(
-        {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,7 +10,7 @@ all weights in the trainer's memory until the next sync.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,13 +46,23 @@ class WeightUpdate:
 
 
 def pack_weights(
-    tensors: Iterable[tuple[str, torch.Tensor]], version: int, dtype: torch.dtype, transport: Transport = "host"
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    version: int,
+    dtype: torch.dtype,
+    transport: Transport = "host",
+    stays_float32: Callable[[str], bool] = lambda name: False,
 ) -> WeightUpdate:
-    """Cast a copy to ``dtype``, view as bytes where it goes through main memory, record. The manifest is made before anything travels."""
+    """Cast a copy to ``dtype``, view as bytes where it goes through main memory, record. The manifest is made before anything travels.
+
+    ``stays_float32``: names of tensors that a narrower ``dtype`` would damage.
+    """
+    import torch
+
     manifest: dict[str, TensorRecord] = {}
     payload: dict[str, np.ndarray | torch.Tensor] = {}
     for name, tensor in tensors:
-        sent = tensor.detach().to(device="cpu" if transport == "host" else tensor.device, dtype=dtype, copy=True).contiguous()
+        held = torch.promote_types(dtype, torch.float32) if stays_float32(name) else dtype
+        sent = tensor.detach().to(device="cpu" if transport == "host" else tensor.device, dtype=held, copy=True).contiguous()
         payload[name] = _bytes_of(sent).numpy() if transport == "host" else sent
         manifest[name] = TensorRecord(tuple(sent.shape), _dtype_of(sent), _digest(payload[name]))
     return WeightUpdate(version, manifest, payload)

@@ -126,11 +126,9 @@ class RolloutWorker:
             raise EngineError("the engine is asleep: the trainer has its GPU, and engines take their turn before they work")
 
     def _rebuild(self, update: WeightUpdate) -> None:
-        import torch
-
         assert self.folder is not None, "load_model comes first"
         with tempfile.TemporaryDirectory(prefix="grpo-sync-") as folder:
-            write_model(unpack_weights(update), self.folder, Path(folder), getattr(torch, self.settings.dtype))
+            write_model(unpack_weights(update), self.folder, Path(folder))
             self.engine.load_model(Path(folder), update.version)
 
 

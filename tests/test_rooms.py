@@ -33,7 +33,7 @@ ROWS_OF_GRPO: list[set[str]] = [
             "problems",
             "schema",
         ),
-        *("storage", "tested", "types", "yamltree"),
+        *("model_folder", "storage", "tested", "types", "yamltree"),
     },
 ]
 ROW_OF = {room: number for number, row in enumerate(ROWS_OF_GRPO) for room in row}

@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo.config import MadeModel, PretrainedModel, Recipe
+from grpo.model_folder import positions_of
 from grpo.plan.stages import AnyStage
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from grpo.policy.shapes import Shapes
 
 SHIPPED = Path(__file__).parent / "architectures"  # a config.json under each hub id: shapes alone, for models that shipped recipes name
 
@@ -39,37 +45,44 @@ class Architecture:
 
     @property
     def layers(self) -> int:
-        return int(self._text["num_hidden_layers"])
+        return self._shapes.layers
 
     @property
     def head_dim(self) -> int:
-        return int(self._text.get("head_dim") or self._text["hidden_size"] // self._text["num_attention_heads"])
+        return self._shapes.head_dim
 
     @property
     def attention_width(self) -> int:
-        return self.head_dim * int(self._text["num_attention_heads"])
+        return self.head_dim * self._shapes.heads
 
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of all layers in two bytes each."""
-        heads = int(self._text.get("num_key_value_heads") or self._text["num_attention_heads"])
-        return 2 * 2 * self.layers * heads * self.head_dim
+        return 2 * 2 * self.layers * self._shapes.kv_heads * self.head_dim
 
     @property
     def activation_bytes_per_token(self) -> int:
         """What a token leaves behind in a forward pass. Loads torch."""
-        from grpo.policy.budget import activation_bytes, config_from_json
+        from grpo.policy.budget import activation_bytes
 
-        return activation_bytes(config_from_json(json.dumps(self.config)), checkpointed=False)
+        return activation_bytes(self._pretrained, checkpointed=False)
 
     @property
     def positions(self) -> int | None:
-        return self._text.get("max_position_embeddings")
-
-    @property
-    def _text(self) -> Mapping[str, Any]:
         assert self.config is not None
-        return self.config.get("text_config") or self.config
+        return positions_of(self.config)
+
+    @cached_property
+    def _pretrained(self) -> PretrainedConfig:
+        from grpo.policy.shapes import config_from_json
+
+        return config_from_json(json.dumps(self.config))
+
+    @cached_property
+    def _shapes(self) -> Shapes:
+        from grpo.policy.shapes import Shapes
+
+        return Shapes.of(self._pretrained)
 
 
 def architectures(recipe: Recipe, base: Path) -> dict[str, Architecture]:
@@ -95,15 +108,20 @@ def architecture_of(model: str | MadeModel | PretrainedModel, base: Path) -> Arc
 
         return Architecture(model.make, shapes_of(model, VOCABULARY), "made by the run", is_made=True)
     ref = model if isinstance(model, str) else model.path
-    for folder in (base / ref, Path(ref).expanduser()):
-        if (folder / "config.json").is_file():
-            return Architecture(ref, _read(folder / "config.json"), "its folder", folder.resolve())
+    folder = local_folder(ref, base)
+    if folder is not None and (folder / "config.json").is_file():
+        return Architecture(ref, _read(folder / "config.json"), "its folder", folder.resolve())
     if copy := _local_copy(ref):
         has_weights = any(copy.parent.glob("*.safetensors"))
         return Architecture(ref, _read(copy), "the hub's local copy", copy.parent if has_weights else None)
     if (shipped := SHIPPED / ref / "config.json").is_file():
         return Architecture(ref, _read(shipped), "shapes shipped with the toolkit")
     return Architecture(ref, None, "not known: no config.json of it is on this machine")
+
+
+def local_folder(ref: str, base: Path) -> Path | None:
+    """The folder of that name, seen from the recipe or from here; None where ``ref`` is a hub's name."""
+    return next((folder for folder in (base / ref, Path(ref).expanduser()) if folder.is_dir()), None)
 
 
 def _local_copy(ref: str) -> Path | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from grpo.config import DistillStage, Lora, Recipe, RejectStage, RlStage
+from grpo.config import Lora, Recipe
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture, models_drawn_from
 from grpo.plan.hardware import Site
+from grpo.plan.models import longest_drawn
 from grpo.plan.stages import AnyStage
 from grpo.policy.budget import (
     HEAD_BYTES,
     Footprint,
     TrainedStage,
-    config_from_json,
     count_parameters,
     footprint,
     has_reference,
@@ -28,6 +28,7 @@ from grpo.policy.budget import (
 )
 from grpo.policy.machine import DRIVER_BYTES, GIB, PROCESS_BYTES, cpu_engine_bytes
 from grpo.policy.rope import rope_problem
+from grpo.policy.shapes import config_from_json
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,6 @@ def memory_of(stage: AnyStage, recipe: Recipe, known: Mapping[str, Architecture]
     return StageMemory(stage.name, known[stage.name].parameters, trained, tokens, tuple(holdings), tuple(problems))
 
 
-def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
-    """The longest sequence that an engine may have to hold: one engine serves all stages and evaluations.
-
-    Where nothing says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
-    """
-    sampled = [stage for stage in recipe.stages if isinstance(stage, RlStage | RejectStage | DistillStage)]
-    evaluations = [recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in recipe.stages)]
-    completions = [stage.max_completion_tokens for stage in sampled] + [e.max_completion_tokens for e in evaluations if e is not None]
-    completion = max(completions, default=256)
-    stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations if e is not None and e.max_prompt_tokens is not None]
-    if sampled:
-        return max([completion + max(stage.max_prompt_tokens for stage in sampled), *stated])
-    positions = [model.positions for model in drawn if model.positions is not None]
-    return max([completion + max(1, min([512, *(room - completion for room in positions)])), *stated])
-
-
 # --- Engines --------------------------------------------------------------------------------------
 
 
@@ -128,13 +113,6 @@ def _could_sleep(recipe: Recipe) -> bool:
 
 def _engine_problems(stage: AnyStage, holding: Holding, recipe: Recipe, drawn: list[Architecture], site: Site) -> Iterator[str]:
     longest = longest_drawn(recipe, drawn)
-    for model in drawn:
-        if model.positions is not None and longest > model.positions:
-            yield (
-                f"stage {stage.name!r} does not fit: an engine draws sequences of up to {longest:,} tokens, and {model.ref} has {model.positions:,} "
-                f"positions. (1) lower max_completion_tokens by {longest - model.positions:,} (2) lower max_prompt_tokens "
-                "(3) take a model with longer context"
-            )
     largest = max(drawn, key=lambda model: model.parameters)
     if holding.parts["kv_cache"] < longest * largest.cache_bytes_per_token:
         yield (

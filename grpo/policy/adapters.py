@@ -7,6 +7,7 @@ too, the sum is rounded before the product, as weights are that are trained whol
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,34 +17,83 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from grpo.config import Lora, Optimiser, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.ranks import whole
+from grpo.problems import did_you_mean
+
+LINEAR = (torch.nn.Linear, Conv1D)  # the latter is GPT-2's, with its weight the other way round
+OF_EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> PeftModel:
     """Adapters on the linear layers that ``settings`` names, in place; everything else is frozen. B starts at 0, so nothing changes
-    yet, and A follows from ``seed``.
+    yet, and A follows from ``seed``. Fused experts, routers, embeddings and the output layer get none: folded in, they would be another model.
 
-    Raises TrainingError where no layer has such a name.
+    Raises TrainingError naming each target that is no such layer.
     """
+    layers = _targeted(model, settings.targets)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=layers, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")} - {"lm_head"})
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise TrainingError(
-            f"lora.targets {settings.targets} match no layer of {type(model).__name__}; its linear layers are {', '.join(linear)}"
-        ) from error
+    before = model.state_dict().keys()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    after = {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+    assert after == before, f"adapters changed names of weights: {sorted(after ^ before)[:3]}"
     for layer in adapted.modules():
-        if isinstance(layer, LoraLayer) and isinstance(layer.base_layer, torch.nn.Linear):
+        if isinstance(layer, LoraLayer) and isinstance(layer.base_layer, LINEAR):
             layer.forward = MethodType(_folded_forward, layer)
     return adapted
+
+
+def _targeted(model: PreTrainedModel, targets: Sequence[str] | str) -> list[str]:
+    """Full names of the layers that ``targets`` mean."""
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    is_wanted = lambda name: modules[name] is not head and not _is_router(name, modules) and not _is_moved(name, modules)  # noqa: E731
+    linear = [name for name, module in modules.items() if isinstance(module, LINEAR) and is_wanted(name)]
+    if isinstance(targets, str):
+        return linear
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if wrong := [target for target in targets if not any(_is_meant(target, name) for name in linear)]:
+        told = ", ".join(f"{target} ({_what_it_is(target, modules, head, known)})" for target in wrong)
+        raise TrainingError(
+            f"lora.targets match no linear layer of {type(model).__name__}: {told}; its linear layers are {', '.join(known)}"
+        )
+    return [name for name in linear if any(_is_meant(target, name) for target in targets)]
+
+
+def _is_meant(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _is_router(name: str, modules: Mapping[str, torch.nn.Module]) -> bool:
+    """It stands beside experts, and has an output for each."""
+    experts = modules.get(f"{name.rpartition('.')[0]}.experts")
+    number = len(experts) if isinstance(experts, torch.nn.ModuleList) else getattr(experts, "num_experts", None)
+    return number is not None and getattr(modules[name], "out_features", None) == number
+
+
+def _is_moved(name: str, modules: Mapping[str, torch.nn.Module]) -> bool:
+    """peft takes this name for that of experts, where those are fused, and puts the adapter on all of them instead, now and on loading it."""
+    if name.rpartition(".")[2] not in OF_EXPERTS:
+        return False
+    return any(owner.endswith(".experts") and list(module.parameters(recurse=False)) for owner, module in modules.items())
+
+
+def _what_it_is(target: str, modules: Mapping[str, torch.nn.Module], head: torch.nn.Module | None, known: Sequence[str]) -> str:
+    hit = next((name for name in modules if _is_meant(target, name)), None)
+    if hit is None:
+        close = did_you_mean(target, known)
+        return f"no such layer; did you mean {close!r}?" if close else "no such layer"
+    if modules[hit] is head:
+        return "the output layer"
+    if _is_moved(hit, modules):
+        return "a name that peft gives to experts, which take no adapter"
+    return "a router" if _is_router(hit, modules) else f"of type {type(modules[hit]).__name__}"
 
 
 def _folded_forward(layer: LoraLayer, x_BTI: Tensor) -> Tensor:
@@ -54,7 +104,8 @@ def _folded_forward(layer: LoraLayer, x_BTI: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(kind) if is_cast else x_BTI.dtype
     a, b, frozen = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.base_layer
     bias = None if frozen.bias is None else frozen.bias.to(dtype)
-    return FoldedProduct.apply(x_BTI.to(dtype), frozen.weight, bias, a, b, layer.scaling["default"])
+    weight_OI = frozen.weight.T if isinstance(frozen, Conv1D) else frozen.weight
+    return FoldedProduct.apply(x_BTI.to(dtype), weight_OI, bias, a, b, layer.scaling["default"])
 
 
 class FoldedProduct(torch.autograd.Function):

@@ -9,6 +9,7 @@ architecture that takes its attention from transformers' table runs with it; grp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.errors import TrainingError
 from grpo.policy.packing import Block, PackedPass
 
 ATTENTION = "grpo_tree"
+NO_TABLE = "it does not take its attention from transformers' table"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ def tree_attention(
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
+
+
+def without_weights(config: PretrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """The model of ``config`` on no device, with transformers' own attention or the one named. Raises TrainingError where there is none."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention)
+    except Exception as error:  # somebody else's code, with settings from anywhere
+        raise unmade(config.model_type, error) from error
+
+
+def unmade(family: str, error: Exception) -> TrainingError:
+    """Why transformers did not make a model of this family, in a line."""
+    if ATTENTION in str(error):
+        return TrainingError(f"the attention of {family} models cannot be replaced by the trainer's ({NO_TABLE}); choose another model")
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return TrainingError(f"transformers cannot make a {family} model of this config.json: {reason}; choose another model")
 
 
 @contextmanager

@@ -6,18 +6,20 @@ two CPU cores with models of 4M to 135M parameters (2026-11-22): between 0.84 an
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from grpo.algorithm import load_algorithm
 from grpo.config import DistillStage, Lora, Optimiser, RlStage, SftStage, Trainer
 from grpo.errors import TrainingError
 from grpo.policy.adapters import add_adapters, holds_rounded, linear_layers
+from grpo.policy.attention import ATTENTION, without_weights
+from grpo.policy.proof import check_head
+from grpo.policy.shapes import Shapes, config_from_json
 
 ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}  # of a pass: more do not make a large model's matrix products faster
 CHEAP_BYTES = (
@@ -68,7 +70,7 @@ def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trai
     parameters, trained = count.all, count.trained
     rounded = count.in_matrices if holds_rounded(config, optimiser, layout) else 0
     shared_out = layout.ranks if layout.shard != "none" else 1
-    layers = config.get_text_config().num_hidden_layers
+    layers = Shapes.of(config).layers
     looked_up = count.looked_up if layout.shard == "none" else 0  # autocast copies what is multiplied
     copied = 2 * (parameters - rounded - looked_up) if layout.precision == "bfloat16" else 0  # by autocast, or what a layer is gathered in
     gathered = copied if layout.shard != "parameters" else 2 * copied // layers
@@ -99,9 +101,11 @@ class Count:
 
 @cache
 def count_parameters(config: str, lora: str | None = None) -> Count:
-    """Of a model without its weights. Both arguments are JSON; with ``lora`` only adapters are trained, and matrices are what is below them."""
-    with torch.device("meta"):
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config_from_json(config))
+    """Of a model without its weights. Both arguments are JSON; with ``lora`` only adapters are trained, and matrices are what is below them.
+
+    Raises TrainingError where transformers cannot make it, or adapters match no layer.
+    """
+    empty = without_weights(config_from_json(config))
     matrices = linear_layers(empty)
     embeddings = empty.get_input_embeddings().weight
     looked_up = embeddings.numel() if empty.get_output_embeddings() in matrices else 0  # type: ignore[operator]
@@ -118,9 +122,13 @@ def count_parameters(config: str, lora: str | None = None) -> Count:
     )
 
 
-def config_from_json(text: str) -> PretrainedConfig:
-    settings = json.loads(text)
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+@cache
+def check_trained(config: str, lora: str | None) -> None:
+    """Raises TrainingError where it is known without weights that the trainer does not compute this model with these adapters."""
+    empty = without_weights(config_from_json(config), ATTENTION)
+    check_head(empty)
+    if lora is not None:
+        count_parameters(config, lora)
 
 
 def activation_bytes(config: PretrainedConfig, checkpointed: bool) -> int:
@@ -128,14 +136,9 @@ def activation_bytes(config: PretrainedConfig, checkpointed: bool) -> int:
 
     Checkpointing keeps a layer's input, in float32, and works on one layer at a time; six layers' worth were measured at its peak.
     """
-    text = config.get_text_config()
-    hidden, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
-    size = getattr(text, "head_dim", None) or hidden // heads
-    key = size * (getattr(text, "num_key_value_heads", None) or heads)
-    routed = getattr(text, "num_experts_per_tok", None)
-    width = routed * text.moe_intermediate_size if routed and hasattr(text, "moe_intermediate_size") else text.intermediate_size
-    of_a_layer = 30 * hidden + 14 * (heads * size + key) + 9 * width
-    return 4 * hidden * layers + 6 * of_a_layer if checkpointed else (layers + 1) * of_a_layer
+    shapes = Shapes.of(config)
+    of_a_layer = 30 * shapes.hidden + 14 * shapes.head_dim * (shapes.heads + shapes.kv_heads) + 9 * shapes.width
+    return 4 * shapes.hidden * shapes.layers + 6 * of_a_layer if checkpointed else (shapes.layers + 1) * of_a_layer
 
 
 def settled_tokens(needed: Footprint, longest: int, free_bytes: float, device: str) -> int:

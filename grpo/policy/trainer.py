@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.objective import Tokens, token_losses
@@ -23,10 +27,11 @@ from grpo.policy.attention import ATTENTION
 from grpo.policy.batch import Batch
 from grpo.policy.budget import ENOUGH_TOKENS, TrainedStage, longest_sequence
 from grpo.policy.ewc import Anchor
-from grpo.policy.export import checkpoint_weights, write_folder
+from grpo.policy.export import checkpoint_weights, computed_weights, stays_float32, write_folder
+from grpo.policy.loading import loaded
 from grpo.policy.logprobs import SCORE, completion_logprobs, score
 from grpo.policy.packing import PackedPass, pack
-from grpo.policy.proof import check_layout
+from grpo.policy.proof import Precision, check_layout, check_saved, probe
 from grpo.policy.ranks import ALONE, RankPlace, Ranks, whole
 from grpo.policy.schedule import learning_rate_at
 from grpo.policy.state import read_tensors, tensors_of, write_tensors
@@ -223,17 +228,28 @@ class PolicyTrainer:
         self._check_awake()
         weights = checkpoint_weights(self.model)
         if self.ranks.rank == 0:
-            return pack_weights(weights, version, getattr(torch, dtype), transport)
+            return pack_weights(weights, version, getattr(torch, dtype), transport, stays_float32(self.model))
         _gone_through(weights)
         return None
 
     def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer; adapters are folded in, and kept beside it."""
+        """An ordinary Hugging Face folder: config, bfloat16 safetensors, tokenizer; adapters are folded in, and kept beside it.
+
+        It is then loaded once. Raises TrainingError, and leaves nothing, where it is not the model that was trained (grpo.policy.proof).
+        """
         weights = checkpoint_weights(self.model)
+        batch = probe(self.model)
+        expected = self.logprobs(batch)
         if self.ranks.rank == 0:
             write_folder(weights, self.model, self.spec.model, folder)
+            try:
+                check_saved(folder, computed_weights(self.model), batch, expected, self._precision, self.spec.temperature)
+            except TrainingError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         else:
             _gone_through(weights)
+            _gone_through(computed_weights(self.model))
         if self.adapted is not None:
             save_adapters(self.adapted, folder.with_name("adapter"), is_first_rank=self.ranks.rank == 0)
 
@@ -279,6 +295,10 @@ class PolicyTrainer:
 
     def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:
         return completion_logprobs(of or self.model, packed, self.spec.temperature, autocast=self._is_rounded)
+
+    @property
+    def _precision(self) -> Precision:
+        return "frozen in bfloat16" if self._holds_rounded else self.spec.layout.precision
 
     @property
     def _is_rounded(self) -> bool:
@@ -406,9 +426,7 @@ class PolicyTrainer:
 
     def _loaded(self) -> PreTrainedModel:
         """In evaluation mode, so without dropout: the ratio compares one distribution with itself."""
-        model = AutoModelForCausalLM.from_pretrained(
-            self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION, use_safetensors=True
-        )
+        model = loaded(self.spec.model, dtype=torch.float32, attn_implementation=ATTENTION)
         # What will be smaller on the device stays in main memory until it is: sharding moves a layer at a time.
         return (model if self.ranks.is_sharded or self._holds_rounded else model.to(self.device)).eval()
 
@@ -434,14 +452,12 @@ class PolicyTrainer:
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:
-    """transformers checkpoints layers in training mode only, in which dropout must then be absent rather than switched off."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    """Layers are computed again on the way back, in evaluation mode: transformers' own checkpointing wants training mode, and so dropout."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError(f"{type(model).__name__} has no layers to checkpoint; write gradient_checkpointing: false")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _compile_pointwise(model: PreTrainedModel) -> None:

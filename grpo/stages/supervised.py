@@ -139,8 +139,19 @@ def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Wor
         found.learned.append(example.learned)
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
+    _check_positions(found, work.positions(start.path))
     if num_long:
         work.progress.say(f"  {num_long} of {len(rows)} rows are longer than max_tokens = {settings.max_tokens} and left out")
     for line in mended_in_words(mended):
         work.progress.say(f"  {line}")
     return replace(found, num_too_long=num_long)
+
+
+def _check_positions(rows: Tokenised, positions: int | None) -> None:
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(rows.prompts, rows.completions, strict=True)]
+    if positions is not None and max(lengths) > positions:
+        num_beyond = sum(length > positions for length in lengths)
+        raise DataError(
+            f"{num_beyond} of {len(rows)} rows are longer than the model's {positions:,} positions, the longest {max(lengths):,} tokens; "
+            f"set max_tokens: {positions}, which leaves them out, or take a model with longer context"
+        )

@@ -36,6 +36,7 @@ from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.data.trials import reward_runtime, try_rewards
 from grpo.errors import DataError
+from grpo.model_folder import positions_of
 from grpo.policy.machine import Machine
 from grpo.policy.remote import RemoteTrainer
 from grpo.policy.trainer import TrainerSpec
@@ -330,7 +331,7 @@ class Workplace:
     def _room(self, settings: Evaluation, model: Checkpoint) -> float:
         if settings.max_prompt_tokens is not None:
             return settings.max_prompt_tokens
-        return positions_of(model) - settings.max_completion_tokens
+        return (self.positions(model.path) or math.inf) - settings.max_completion_tokens
 
     def _evaluations(self) -> list[Evaluation]:
         own = [stage.evaluation for stage in self.recipe.stages if isinstance(stage, EvalStage)]
@@ -344,7 +345,7 @@ class Workplace:
         stated = [stage.max_prompt_tokens for stage in self.recipe.stages if hasattr(stage, "max_prompt_tokens")]
         if stated:
             return max(stated)
-        positions = positions_of(self.checkpoint("base"))
+        positions = self.positions(self.checkpoint("base").path) or math.inf
         room = positions - self._longest_completion()
         if room < 1:
             raise DataError(
@@ -352,16 +353,14 @@ class Workplace:
             )
         return int(min(512, room))
 
+    def positions(self, model: Path) -> int | None:
+        """The longest sequence that the model of a folder is made for."""
+        return positions_of(_json_of(model / "config.json"))
+
     def _longest_completion(self) -> int:
         drawn = [stage.max_completion_tokens for stage in self.recipe.stages if hasattr(stage, "max_completion_tokens")]
         drawn += [settings.max_completion_tokens for settings in self._evaluations()]
         return max(drawn, default=256)
-
-
-def positions_of(model: Checkpoint) -> float:
-    """How many tokens a model can tell the places of; without bound where its configuration names none."""
-    config = _json_of(model.path / "config.json")
-    return (config.get("text_config") or config).get("max_position_embeddings") or math.inf
 
 
 def _json_of(file: Path) -> dict[str, Any]:

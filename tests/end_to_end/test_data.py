@@ -14,17 +14,17 @@ from tests.end_to_end.conftest import Grpo, rows_of
 
 TWO_STAGES = """
 name: two
-model: {path: .}
+model: {{path: {model}}}
 template: plain
-data: {good: {jsonl: good.jsonl}, bad: {jsonl: bad.jsonl}}
+data: {{good: {{jsonl: good.jsonl}}, bad: {{jsonl: bad.jsonl}}}}
 stages:
-  - {name: first, kind: sft, data: good}
-  - {name: second, kind: sft, data: bad}
+  - {{name: first, kind: sft, data: good}}
+  - {{name: second, kind: sft, data: bad}}
 """
 
 
-def test_a_bad_row_of_a_later_stage_ends_a_run_before_anything_is_loaded_or_written(tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text(TWO_STAGES)
+def test_a_bad_row_of_a_later_stage_ends_a_run_before_anything_is_loaded_or_written(tmp_path: Path, tiny_qwen2: Path) -> None:
+    (tmp_path / "two.yaml").write_text(TWO_STAGES.format(model=tiny_qwen2))
     (tmp_path / "good.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": 7}\n{"prompt"\n')
     with pytest.raises(DataError) as raised:

@@ -20,6 +20,7 @@ from grpo.plan import whole
 from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update, update_quantities
 from grpo.plan.measure import fitted
 from grpo.plan.memory import StageMemory
+from grpo.plan.models import model_findings
 from grpo.plan.tell import as_json
 from grpo.plan.work import Drawing, Lengths, Training, lengths_from
 from grpo.policy.budget import HEAD_BYTES
@@ -142,7 +143,9 @@ def test_what_the_refusal_advises_first_helps(recipe: Path) -> None:
 
 def test_a_context_longer_than_the_model_has_is_refused(recipe: Path) -> None:
     changes = ["model.path=Qwen/Qwen2.5-Math-1.5B", "stages.one.max_completion_tokens=8192", "stages.one.tokens_per_device=9000"]
-    assert any("8,704 tokens, and Qwen/Qwen2.5-Math-1.5B has 4,096 positions" in problem for problem in memory(recipe, *changes).problems)
+    loaded = load_recipe(str(recipe), changes)
+    (finding,) = model_findings(loaded.recipe, loaded.base)
+    assert "8,704 tokens, and Qwen/Qwen2.5-Math-1.5B has 4,096 positions" in finding.text and finding.keys == ("stages", 0)
 
 
 def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_context(recipe: Path, tmp_path: Path) -> None:
