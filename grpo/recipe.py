@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import time
@@ -13,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from grpo.cluster import start_ray
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
-from grpo.cores import num_cores
 from grpo.data.preview import previews
 from grpo.data.trials import try_before_the_run
-from grpo.errors import EngineError, RecipeError, StorageError
+from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan, places
@@ -85,8 +84,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
         try:
             record_start(run.path, loaded.base)
-            _start_ray()
-            interruption.renew()
+            start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
             write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
@@ -288,40 +286,3 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
     run.write_summary(summary)
     ReportRefresh(run.path).now()
     return summary
-
-
-def _start_ray() -> None:
-    """Ray on this machine, loopback only, without a dashboard; or the cluster that RAY_ADDRESS names, with its token.
-
-    Whoever reaches a cluster without a token can run code there, so only RAY_AUTH_MODE=disabled joins one. Raises EngineError where it is not joined.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for; at 15, any other work starves it
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_rdt_fetch_fail_timeout_milliseconds", "300000")  # as long as a sync may take; by default a minute
-    if address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself would join without
-    else:
-        # Ray's agents look so long for the head of a cluster that was killed with its driver, before they end too.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
-        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # for rollout.transport: nixl, which would listen on every interface
-    import ray
-
-    if ray.is_initialized():
-        return
-    # It tells how to switch off the token of a cluster that only this machine reaches: nothing that a user should do.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray._raylet.Config.initialize("")  # where ray was imported before, it has read those variables already
-    # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
-    with contextlib.chdir(Path(__file__).parents[1]):
-        here = dict(num_cpus=num_cores(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
-        # Ray replaces the loopback address by one that can be reached from elsewhere, unless this says that there is no elsewhere.
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = bool(address)
-        try:
-            ray.init(log_to_driver=False, **({} if address else here))
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise EngineError(
-                f"the Ray cluster of RAY_ADDRESS={address} was not joined: {one_line(error.__cause__ or error)[:300]}; RAY_AUTH_TOKEN must hold the "
-                "cluster's token; RAY_AUTH_MODE=disabled joins a cluster that has none, where everybody who reaches it can run code"
-            ) from error

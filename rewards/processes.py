@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from types import FrameType
 from typing import Any
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 is_worker = False
 """True in a process of a pool: what runs here can be killed already."""
 
@@ -78,8 +80,10 @@ def _begin(parent: int, memory_gib: float | None, prepare: Callable[..., None] |
     """The first thing a worker does."""
     global is_worker
     is_worker = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for Python code to go on; the default ends a loop in C too
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _leave_to_parent)  # not ignored, which what a reward starts would inherit, and could not be asked to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; what it means is the parent's to say
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if memory_gib is not None and sys.platform == "linux":
         import resource
@@ -89,6 +93,10 @@ def _begin(parent: int, memory_gib: float | None, prepare: Callable[..., None] |
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if prepare is not None:
         prepare(*prepare_args)
+
+
+def _leave_to_parent(signum: int, frame: FrameType | None) -> None:
+    """A batch system's signal to all processes is for the parent, which may want to finish and save what it has begun."""
 
 
 def _end_with(parent: int) -> None:
@@ -102,12 +110,26 @@ class _LightProcess(SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        with _nameless_main():
+        with _nameless_main(), stop_signals_blocked():
             return SpawnProcess._Popen(process_obj)
+
+    def terminate(self) -> None:
+        """At once: SIGTERM, which the pool would send first, is left to the parent."""
+        self.kill()
 
 
 class _LightContext(SpawnContext):
     Process = _LightProcess
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """What is started within keeps signals that would end it waiting until it has handlers for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _main_lock = threading.Lock()

@@ -19,8 +19,8 @@ ROWS_OF_GRPO: list[set[str]] = [
     {"stages", "tiny"},
     {"policy", "data", "run"},
     {
-        *("algorithm", "config", "contradictions", "cores", "elsewhere", "errors", "graph", "inputs", "keys", "loading", "problems", "schema"),
-        *("storage", "tested", "types", "yamltree"),
+        *("algorithm", "cluster", "config", "contradictions", "cores", "elsewhere", "errors", "graph", "inputs", "keys", "loading", "problems"),
+        *("schema", "storage", "streams", "tested", "types", "yamltree"),
     },
 ]
 ROW_OF = {room: number for number, row in enumerate(ROWS_OF_GRPO) for room in row}

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-ENDED_AS_IT_SHOULD = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # done; bad input, which would be bad again; asked to stop
-PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDED_AS_IT_SHOULD = (0, 2, *(128 + signum for signum in PASSED_ON))  # done; bad input, which would be bad again; asked to stop
 
 
 def run_again_until_done(arguments: Sequence[str], only_first: Sequence[str], restarts: int) -> int:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from grpo.run.checkpoints import Checkpoints
@@ -71,6 +72,34 @@ def test_a_signal_in_any_part_of_a_step_lets_it_end_and_saves_it(
     assert status_of(out) == "interrupted"
     newest = Checkpoints(out / STAGE / "checkpoints").newest()
     assert newest is not None and newest.step == rows_of(out / STAGE / "metrics.jsonl")[-1]["step"] < 60
+
+
+@pytest.mark.parametrize(
+    ("signum", "pause"),
+    [(signal.SIGTERM, "hang:updating:3+3"), (signal.SIGINT, "hang:generating:3+3"), (signal.SIGHUP, "hang:updating:3+3")],
+    ids=["scancel-in-an-update", "terminal-while-sampling", "hang-up-in-an-update"],
+)
+def test_a_signal_to_all_processes_of_a_run_saves_and_the_same_command_goes_on(
+    begun: Begun, grpo: Grpo, scripted: Path, tmp_path: Path, signum: signal.Signals, pause: str
+) -> None:
+    out = tmp_path / "run"
+    changes = ["stages.reason.checkpoint_every=1000", "stages.reason.steps=4"]
+    run = begun("run", scripted, *changes, "--out", out, fault=pause)
+    wait_until((tmp_path / "happened").exists, run)
+    everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    assert {"gcs_server", "raylet"} < {process.name() for process in everyone} and len(everyone) > 7
+    for process in everyone:
+        process.send_signal(signum)
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 128 + signum, stdout + stderr
+    assert "Traceback" not in stderr and "GCS" not in stderr
+    assert gone_within(tmp_path, 5) == []
+    assert status_of(out) == "interrupted"
+    newest = Checkpoints(out / STAGE / "checkpoints").newest()
+    assert newest is not None and newest.step == rows_of(out / STAGE / "metrics.jsonl")[-1]["step"] < 4
+    again = grpo("run", scripted, *changes, "--out", out)
+    assert again.returncode == 0 and f"goes on after step {newest.step} of 4" in again.stdout, again.stdout + again.stderr
+    assert [row["step"] for row in rows_of(out / STAGE / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

@@ -10,14 +10,14 @@ import pytest
 
 SCRIPT = """
 import contextlib, ipaddress, psutil, ray, socket
-from grpo.recipe import _start_ray
+from grpo.cluster import start_ray
 
 taken = [socket.socket() for _ in range(3)]
 for probe, port in zip(taken, (6379, 8265, 10001)):  # where Ray and its dashboard would be
     with contextlib.suppress(OSError):  # something else has it, which is as good
         probe.bind(("127.0.0.1", port))
         probe.listen()
-_start_ray()
+start_ray()
 ray.get(ray.remote(lambda: 1).remote())
 for probe in taken:
     probe.close()
@@ -44,9 +44,9 @@ input()
 
 DRIVER = """
 import os, ray
-from grpo.recipe import _start_ray
+from grpo.cluster import start_ray
 
-_start_ray()
+start_ray()
 print("ANSWER", ray.get(ray.remote(lambda: 41 + 1).remote()), os.environ.get("RAY_AUTH_MODE"))
 """
 
