@@ -20,6 +20,7 @@ from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan, places
+from grpo.plan.origins import origins_of
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
 from grpo.run.interruption import Interruption
 from grpo.run.lineage import record_stage, record_start
@@ -28,6 +29,8 @@ from grpo.run.records import write_text
 from grpo.run.report import ReportRefresh
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
+
+MADE_FROM = ("fingerprint", "identity", "origins")  # of a stage's record: what the summary leaves out
 
 
 def checked_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -114,9 +117,9 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     if not holds_training(folder):
         shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
     folder.mkdir(parents=True, exist_ok=True)
-    run.write_start(
-        planned.number, stage.name, {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "places": places(work.recipe)}
-    )
+    origins = origins_of(stage, work.recipe, work.base, {name: artifact.path for name, artifact in work.artifacts.items()})
+    made_from = {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "origins": origins}
+    run.write_start(planned.number, stage.name, {**made_from, "places": places(work.recipe)})
     started = time.monotonic()
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
@@ -142,8 +145,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
         "from": planned.start,
         "output": output,
         "metrics": dict(outcome.metrics),
-        "fingerprint": planned.fingerprint,
-        "identity": dict(planned.identity),
+        **made_from,
     }
     run.write_record(planned.number, stage.name, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of training is its model
@@ -281,7 +283,7 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
                 "output": None,
                 "metrics": {},
             }
-        stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
+        stages.append({key: value for key, value in record.items() if key not in MADE_FROM})
     summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
     run.write_summary(summary)
     ReportRefresh(run.path).now()
