@@ -11,6 +11,7 @@ from grpo.algorithm.table import TABLE
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]  # engines refuse 0, which leaves no token to sample
 
 
 class Strict(BaseModel):
@@ -184,7 +185,7 @@ class Evaluation(Strict):
     rows: PositiveInt | None = None
     samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.6
-    top_p: Fraction = 0.95
+    top_p: TopP = 0.95
     min_p: Fraction = 0.0
     max_completion_tokens: PositiveInt = 256
     seed: int = 1234
@@ -417,7 +418,7 @@ class RlStage(StageBase, Optimiser):
     max_prompt_tokens: PositiveInt = 512
     max_completion_tokens: PositiveInt = 256
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Fraction = 0.0
     stop: list[str] = Field(default_factory=list)
@@ -465,7 +466,7 @@ class Mix(Strict):
 class SamplingKeys(Strict):
     samples_per_prompt: PositiveInt = 8
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     min_p: Fraction = Field(0.0, description="leaves out tokens less likely than this share of the likeliest one's probability")
     max_prompt_tokens: PositiveInt = 512
     max_completion_tokens: PositiveInt = 256

@@ -11,6 +11,7 @@ from typing import Any
 from grpo.errors import RecipeError
 from grpo.loading import key_value_pairs
 from grpo.problems import suggestion
+from grpo.run.contents import read_run
 from grpo.run.records import read_jsonl_rows
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -64,6 +65,7 @@ def evaluate_model(
         raise RecipeError(
             f"--data {data}: there is no such file{suggestion(file.name, near)}; it holds a problem a line, with question and answer"
         )
+    _check_is_model(model)
     renamed, wrong = key_value_pairs(columns)
     if wrong:
         raise RecipeError("\n".join(f"--column {problem}" for problem in wrong))
@@ -89,8 +91,25 @@ def evaluate_model(
     with tempfile.TemporaryDirectory(prefix="grpo-eval-") as temporary:
         path = Path(temporary) / "eval.yaml"
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        summary = run_recipe(str(path), out=out or str(Path(temporary) / "run"))
+        try:
+            summary = run_recipe(str(path), out=out or str(Path(temporary) / "run"))
+        except RecipeError as error:  # what a recipe would be told to do about results of another one
+            raise RecipeError([problem.removesuffix(", or make it again with --redo measure") for problem in error.problems]) from error
     return summary["stages"][0]["metrics"]
+
+
+def _check_is_model(model: str) -> None:
+    """Raises RecipeError for the folder of a run or of a stage, with the model that is in it."""
+    folder = Path(model)
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    if (folder / "summary.json").exists():
+        made = [stage.output for stage in read_run(folder).stages if stage.makes_model and stage.output]
+        known = [output for output in made if (folder / output).is_dir()]
+        do = f"its last model is {folder / known[-1]}; name that" if known else "it has made no model yet"
+        raise RecipeError(f"{model} is the folder of a run, not a model; {do}")
+    if (folder / "model" / "config.json").exists():
+        raise RecipeError(f"{model} is the folder of a stage, not a model; its model is {folder / 'model'}; name that")
 
 
 def _judged_items(run: Path) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ Columns = dict[str, frozenset[str] | None]  # of each source, None where they ar
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
 TEMPLATES = ("r1_zero", "chat", "plain")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
+FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that no hub id names
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
 
@@ -282,10 +283,10 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
     path = model if isinstance(model, str) else model.path
     is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (base / Path(path).expanduser()).is_dir():
-        text = (
-            f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}; name one, or a hub id such as Qwen/Qwen2.5-1.5B"
-        )
-        yield Finding(keys, text)
+        folder = _normal(base / Path(path).expanduser())
+        command = FETCHED_BY.get(Path(path).name)
+        do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
+        yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
 
 
 def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:

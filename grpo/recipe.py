@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from grpo.cluster import start_ray
+from grpo.cluster import obstacles, start_ray
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
 from grpo.data.preview import previews
 from grpo.data.trials import try_before_the_run
@@ -58,9 +58,12 @@ def run_recipe(
     Raises RecipeError before anything is loaded or written where the recipe is wrong, and the toolkit's other errors where a run fails.
     """
     loaded = checked_recipe(ref, overrides)
+    if obstructing := obstacles():
+        raise RecipeError(obstructing)
     run = RunFolder((Path(out) if out is not None else default_folder(loaded)).resolve())
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
+    run.check()
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
     previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
     pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
@@ -84,8 +87,11 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
         from grpo.stages.budgets import settle_all
         from grpo.stages.workplace import Workplace
 
+        current: PlannedStage | None = None
         work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
         try:
+            if run.summary() is not None:
+                _write_summary(loaded, run, plan, "running")  # how an earlier start ended is over
             record_start(run.path, loaded.base)
             start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
@@ -96,12 +102,17 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict
                     progress.say(f"[{planned.number}/{len(plan)}] {planned.stage.name}: done before, skipped")
                     artifacts.update(_made_by(run, planned))
                     continue
+                current = planned
                 _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
+                current = None
                 write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
         except BaseException as error:
             with contextlib.suppress(StorageError):  # a full disk may be why
-                _write_summary(loaded, run, plan, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                if isinstance(error, KeyboardInterrupt):
+                    _write_summary(loaded, run, plan, "interrupted")
+                else:
+                    _write_summary(loaded, run, plan, "failed", error, current)
             raise
         finally:
             work.close()
@@ -270,7 +281,16 @@ def _forget(loaded: LoadedRecipe, run: RunFolder, first: str) -> None:
             shutil.rmtree(run.stage(number, name), ignore_errors=True)
 
 
-def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], status: str) -> dict[str, Any]:
+def _write_summary(
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    plan: list[PlannedStage],
+    status: str,
+    error: BaseException | None = None,
+    failed: PlannedStage | None = None,
+) -> dict[str, Any]:
+    """``error``: why the run failed, in stage ``failed``, or before or between stages."""
+    why = {} if error is None else {"error": {"kind": type(error).__name__, "message": " ".join(str(error).split())}}
     stages = []
     for planned in plan:
         record = run.record(planned.number, planned.stage.name)
@@ -283,8 +303,10 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
                 "output": None,
                 "metrics": {},
             }
+            if planned is failed:
+                record |= {"status": "failed", **why}
         stages.append({key: value for key, value in record.items() if key not in MADE_FROM})
-    summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
+    summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages, **why}
     run.write_summary(summary)
     ReportRefresh(run.path).now()
     return summary

@@ -65,8 +65,12 @@ class Processes:
                 self._stop()
 
     def _start(self) -> Any:
+        from multiprocessing import resource_tracker
+
         from pebble import ProcessPool
 
+        with stop_signals_blocked():  # it lives as long as this process, and unblocks some of them here as it starts
+            resource_tracker.ensure_running()
         start = (os.getpid(), self._memory_gib, self._prepare, self._prepare_args)
         return ProcessPool(self._count, initializer=_begin, initargs=start, context=_LightContext())
 
