@@ -27,6 +27,7 @@ LEAST_ADDRESS_SPACE_GIB = 16  # with 8 Ray neither starts nor fails, with 16 it 
 ANSWER_DEADLINE_S = 5.0
 START_DEADLINE_S = 120.0
 END_DEADLINE_S = 5.0
+START_OR_UNSET = "start the cluster, or unset RAY_ADDRESS: a run then starts a Ray of its own"
 
 
 def cluster_address() -> str | None:
@@ -44,7 +45,10 @@ def obstacles() -> list[str]:
             f"ulimit -v allows {limit:.1f} GiB of address space, and Ray needs {LEAST_ADDRESS_SPACE_GIB}; "
             "run ulimit -v unlimited first, or ask for a compute node: login nodes often set this limit"
         )
-    if cluster_address() is None and _temporary() is None:
+    address = cluster_address()
+    if address not in (None, "auto") and "://" not in address and (why := _unanswered(address)):
+        problems.append(why)
+    if address is None and _temporary() is None:
         problems.append("Ray finds no folder for its sockets: neither TMPDIR nor /tmp can be written; set RAY_TMPDIR to a short path")
     return problems
 
@@ -79,7 +83,7 @@ def start_ray() -> None:
     # Ray replaces the loopback address by one that can be reached from elsewhere, unless this says that there is no elsewhere.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = address is not None
     if address:
-        where: dict[str, Any] = {"address": _answering(address)}
+        where: dict[str, Any] = {"address": _found() if address == "auto" else address}
     else:
         where = dict(address="local", num_cpus=num_cores(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
         where["_temp_dir"] = str(_temporary())
@@ -88,7 +92,10 @@ def start_ray() -> None:
         try:
             ray.init(log_to_driver=False, **where)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise _not_joined(address, one_line(error.__cause__ or error)[:300]) from error
+            raise EngineError(
+                f"the Ray cluster of RAY_ADDRESS={address} was not joined: {one_line(error.__cause__ or error)[:300]}; RAY_AUTH_TOKEN must hold the "
+                "cluster's token; RAY_AUTH_MODE=disabled joins a cluster that has none, where everybody who reaches it can run code"
+            ) from error
     if not address:
         atexit.register(stop_ray)
 
@@ -160,32 +167,31 @@ def _give_up() -> None:
     os._exit(1)
 
 
-def _answering(address: str) -> str:
-    """The address of a cluster that takes connections. Raises EngineError where there is none: Ray itself would try for minutes."""
-    if "://" in address:
-        return address
-    if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address
+def _found() -> str:
+    """The cluster of RAY_ADDRESS=auto: one that runs on this machine. Raises EngineError where there is none: Ray itself would try for minutes."""
+    from ray._private import services
 
-        try:
-            address = canonicalize_bootstrap_address("auto") or "auto"
-        except ConnectionError:
-            raise _not_joined("auto", "no Ray cluster runs on this machine") from None
+    try:
+        address = services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        address = None
+    if address is None:
+        raise EngineError(f"RAY_ADDRESS=auto: no Ray cluster runs on this machine; {START_OR_UNSET}")
+    if why := _unanswered(address):
+        raise EngineError(f"RAY_ADDRESS=auto: {why}")
+    return str(address)
+
+
+def _unanswered(address: str) -> str | None:
+    """What is wrong with the address of a cluster; None where it takes connections. Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_DEADLINE_S):
-            return address
-    except ValueError:
-        raise _not_joined(address, "this is no HOST:PORT") from None
+            return None
+    except (ValueError, OverflowError):
+        return f"the address of the Ray cluster, {address!r}, is not HOST:PORT; write RAY_ADDRESS=HOST:PORT, or unset it"
     except OSError as error:
-        raise _not_joined(address, f"nothing answers at {address} ({error.strerror or error})") from None
-
-
-def _not_joined(address: str | None, why: str) -> EngineError:
-    return EngineError(
-        f"the Ray cluster of RAY_ADDRESS={address} was not joined: {why}; RAY_AUTH_TOKEN must hold the "
-        "cluster's token; RAY_AUTH_MODE=disabled joins a cluster that has none, where everybody who reaches it can run code"
-    )
+        return f"no Ray cluster answers at {address} ({error.strerror or error}); {START_OR_UNSET}"
 
 
 def _temporary() -> Path | None:

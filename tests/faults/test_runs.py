@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -117,6 +118,23 @@ def test_a_second_signal_does_not_wait_for_the_step(begun: Begun, scripted: Path
     assert status_of(out) == "interrupted"
     newest = Checkpoints(out / STAGE / "checkpoints").newest()
     assert newest is not None and newest.step == 1
+
+
+def test_no_process_of_a_run_listens_beyond_the_loopback_interface(begun: Begun, scripted: Path, tmp_path: Path) -> None:
+    env = {"RAY_ADDRESS": "local", "HOME": "/proc/nohome", "TMPDIR": str(tmp_path / (95 * "x"))}
+    run = begun("run", scripted, "stages.reason.steps=2", "--out", tmp_path / "run", fault="hang:updating:2+5", **env)
+    wait_until((tmp_path / "happened").exists, run)
+    everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in everyone
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) > 3, listening
+    assert [name for name, ip in listening if not ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback] == []
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stdout + stderr
 
 
 @pytest.mark.parametrize("room", [200_000, 0], ids=["too-little-for-a-checkpoint", "none-at-all"])
