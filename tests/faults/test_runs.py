@@ -187,7 +187,10 @@ def test_a_trainer_that_dies_ends_the_run_with_numbers_and_leaves_no_process(grp
     for words in ("the trainer's process died", "GiB", "Lower tokens_per_device", "gradient_checkpointing", "lora", "the run resumes"):
         assert words in result.stderr
     assert gone_within(tmp_path, 30) == []
-    assert status_of(out) == "failed"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == summary["stages"][0]["status"] == "failed"
+    assert summary["error"] == summary["stages"][0]["error"] and summary["error"]["kind"] == "TrainingError"
+    assert summary["error"]["message"].startswith("the trainer's process died") and "\n" not in summary["error"]["message"]
     newest = Checkpoints(out / STAGE / "checkpoints").newest()
     assert newest is not None and newest.step == 2
 
