@@ -228,7 +228,9 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
         return template.text(question, None)
 
     template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
-    if not (tiny_folder(made, rows, tags, render) / "config.json").exists():
+    folder = tiny_folder(made, rows, tags, render)
+    if not (folder / "config.json").exists():
+        _check_cache(folder.parent)
         work.progress.task(
             f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training, the last on noisy text"
         )
@@ -262,6 +264,17 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
             work.progress.step(done, total, {"loss/total": loss})
             shown = done
     return ray.get(making)
+
+
+def _check_cache(cache: Path) -> None:
+    """Raises RecipeError where made models can't be kept: a container may have no home folder."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise RecipeError(f"made models cannot be kept in {cache}, which can't be written; set GRPO_CACHE to a folder that can")
 
 
 def _made_by(run: RunFolder, planned: PlannedStage) -> dict[str, Artifact]:
