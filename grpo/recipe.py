@@ -128,7 +128,8 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     if not holds_training(folder):
         shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
     folder.mkdir(parents=True, exist_ok=True)
-    origins = origins_of(stage, work.recipe, work.base, {name: artifact.path for name, artifact in work.artifacts.items()})
+    earlier = (run.start(planned.number, stage.name) or {}).get("origins")
+    origins = origins_of(stage, work.recipe, work.base, {name: artifact.path for name, artifact in work.artifacts.items()}, earlier)
     made_from = {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "origins": origins}
     run.write_start(planned.number, stage.name, {**made_from, "places": places(work.recipe)})
     started = time.monotonic()

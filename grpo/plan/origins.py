@@ -33,12 +33,16 @@ READ_OF_A_FOLDER = (
 Origins = dict[str, dict[str, dict[str, Any]]]  # where -> file -> its digest, size, times and inode
 
 
-def origins_of(stage: AnyStage, recipe: Recipe, base: Path, made: Mapping[str, Path]) -> Origins:
-    """``made``: the folders of the base model, and of the models and data sets of earlier stages, by the names that stages use."""
+def origins_of(stage: AnyStage, recipe: Recipe, base: Path, made: Mapping[str, Path], known: Origins | None = None) -> Origins:
+    """``made``: the folders of the base model, and of the models and data sets of earlier stages, by the names that stages use.
+
+    ``known``: what an earlier start of the stage found; a file that looks untouched is not read again.
+    """
     found: Origins = {}
     for where, name, path in _files_of(stage, recipe, base, made):
-        stat = _stat(path)
-        found.setdefault(where, {})[name] = {**stat, "xxh3_128": _digest(path, *stat.values())}
+        stat, before = _stat(path), (known or {}).get(where, {}).get(name, {})
+        is_untouched = all(before.get(key) == value for key, value in stat.items())
+        found.setdefault(where, {})[name] = before if is_untouched else {**stat, "xxh3_128": _digest(path, *stat.values())}
     return found
 
 

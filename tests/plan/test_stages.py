@@ -157,6 +157,19 @@ def test_what_nothing_has_changed_since_is_done_and_so_is_a_copy_of_the_same_byt
     assert done(recipe, run) == [True, True]
 
 
+def test_weights_that_look_untouched_are_not_read_again(traced: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run = traced
+    loaded, made = load_recipe(str(recipe)), {"base": recipe.parent / "base"}
+    first, *_ = make_plan(loaded, run)
+    known = origins_of(first.stage, loaded.recipe, loaded.base, made)
+    read: list[str] = []
+    monkeypatch.setattr("grpo.plan.origins._digest", lambda path, *_: read.append(path.name) or "digest")
+    assert origins_of(first.stage, loaded.recipe, loaded.base, made, known) == known and done(recipe, run) == [True, True] and read == []
+    (recipe.parent / "base" / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert origins_of(first.stage, loaded.recipe, loaded.base, made, known)["base"]["model.safetensors"]["xxh3_128"] == "digest"
+    assert read == ["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("file", "stage", "told"),
     [
