@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import wraps
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from grpo import __version__
 app = typer.Typer(
     name="grpo",
     help="DeepSeek-R1's recipe from one YAML file: SFT, GRPO, rejection sampling, distillation.\n\n\b\nExample: grpo run r1_tiny --out runs/first",
-    epilog="Exit codes: 0 done; 1 failed; 2 bad input, nothing was loaded; 130 and 143 interrupted, and the same command goes on.",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad input, nothing was loaded; 130 and 143 interrupted, 129 hung up, and the same command goes on.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -40,41 +40,112 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (grpo recipes).", autocompletion=_shipped_names),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else; progress goes to stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, errors included; progress goes to stderr.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: stages.reason.steps=12 rollout.workers=2")
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="The run's folder; runs/<name> by default.")]
+Answer = dict[str, Any]
 
 
 def main() -> None:
-    app()
+    from grpo.streams import open_what_is_closed
+
+    open_what_is_closed()
+    if "--json" not in sys.argv:
+        app()
+        return
+    try:
+        sys.exit(app(standalone_mode=False))
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        _print_json(_error("UsageError", [error.format_message()], error.exit_code))  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+    finally:
+        sys.stdout.flush()
+        os.dup2(2, 1)  # whatever is said while the process ends
 
 
-def _explains_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input ends with its problems, one a line, and exit 2; a failed run with what failed and exit 1; neither with a traceback."""
+class Answered(Exception):
+    """A command that has its answer, and ends with an error or an exit code all the same."""
+
+    def __init__(self, answer: Answer, error: BaseException | None = None, code: int = FAILED):
+        self.answer, self.error, self.code = answer, error, code
+
+
+def _explains_errors(command: Callable[..., Answer | None]) -> Callable[..., None]:
+    """Bad input ends with its problems, one a line, and exit 2; a failed run with what failed and exit 1; neither with a traceback.
+
+    With --json, what the command returns is printed, with ``error`` beside it where it failed: always one object, and nothing else.
+    """
 
     @wraps(command)
     def wrapped(**arguments: Any) -> None:
-        from grpo.errors import CheckpointError, DataError, EngineError, RecipeError, RewardError, ToolkitError
-        from grpo.problems import printable_lines, render_problems
-
-        try:
-            command(**arguments)
-        except RecipeError as error:
-            print(render_problems(error.problems, arguments.get("recipe")), file=sys.stderr)
-            raise typer.Exit(BAD_INPUT) from None
-        except (CheckpointError, DataError) as error:
-            print(printable_lines(f"grpo: {error}"), file=sys.stderr)
-            raise typer.Exit(BAD_INPUT) from None
-        except (ToolkitError, EngineError, RewardError) as error:
-            print(printable_lines(f"grpo: {type(error).__name__}: {error}"), file=sys.stderr)
-            raise typer.Exit(FAILED) from None
-        except KeyboardInterrupt as error:
-            print("grpo: interrupted; the same command goes on where it was", file=sys.stderr)
-            raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+        as_json = bool(arguments.get("as_json"))
+        answer: Answer = {}
+        error: BaseException | None = None
+        code = 0
+        with _stdout_for_json(as_json):
+            try:
+                answer = command(**arguments) or {}
+            except Answered as ended:
+                answer, error, code = ended.answer, ended.error, ended.code
+            except (Exception, KeyboardInterrupt) as raised:
+                if isinstance(raised, typer.Exit):
+                    raise
+                error = raised
+            if error is not None:
+                answer = {**answer, **_explained(error, arguments.get("recipe"), as_json)}
+                code = answer["error"]["exit_code"]
+        if as_json:
+            _print_json(answer)
+        if code:
+            raise typer.Exit(code) from None
 
     return wrapped
+
+
+def _explained(error: BaseException, recipe: str | None, as_json: bool) -> Answer:
+    """Say on stderr what went wrong, and return it as JSON has it. What nobody expected is raised again, or with --json shown with its traceback."""
+    from grpo.errors import CheckpointError, DataError, EngineError, RecipeError, RewardError, ToolkitError
+    from grpo.problems import printable_lines, render_problems
+    from grpo.streams import complain
+
+    kind = type(error).__name__
+    if isinstance(error, RecipeError):
+        complain(render_problems(error.problems, recipe))
+        return _error(kind, error.problems, BAD_INPUT)
+    if isinstance(error, CheckpointError | DataError):
+        complain(printable_lines(f"grpo: {error}"))
+        return _error(kind, str(error).splitlines(), BAD_INPUT)
+    if isinstance(error, ToolkitError | EngineError | RewardError):
+        complain(printable_lines(f"grpo: {kind}: {error}"))
+        return _error(kind, str(error).splitlines(), FAILED)
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted; the same command goes on where it was"
+        complain(f"grpo: {text}")
+        return _error("Interrupted", [text], 128 + getattr(error, "signum", signal.SIGINT))
+    if not as_json:
+        raise error
+    import traceback
+
+    complain("".join(traceback.format_exception(error)))
+    return _error(kind, str(error).splitlines() or [kind], FAILED)
+
+
+def _error(kind: str, problems: list[str], code: int) -> Answer:
+    return {"error": {"kind": kind, "problems": problems, "exit_code": code}}
+
+
+def _folder(option: str, path: str | None) -> str | None:
+    """A folder as it was given. Raises RecipeError for "", which a variable that is not set leaves, and would mean the current folder."""
+    if path is None or path.strip():
+        return path
+    from grpo.errors import RecipeError
+
+    raise RecipeError(f"{option} is empty; name a folder, or leave {option} out (is a variable of your script not set?)")
 
 
 @app.callback(invoke_without_command=True)
@@ -93,25 +164,31 @@ def run(
     redo: Annotated[str | None, typer.Option(metavar="STAGE", help="Make this stage again, and all after it.")] = None,
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="Begin again up to N times where the run is killed or fails.")] = 0,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Run a recipe, or go on with it.
 
     \b
     Example: grpo run r1_tiny --out runs/first
     """
+    out = _folder("--out", out)
     if restarts:
         from grpo.run.supervise import run_again_until_done
 
         where = ["--out", out] if out is not None else []
         again = ["--redo", redo] if redo is not None else []  # what was made again must not be made again once more
         json_ = ["--json"] if as_json else []
-        raise typer.Exit(run_again_until_done(["run", recipe, *(overrides or []), *where, *json_], again, restarts))
+        code, printed = run_again_until_done(["run", recipe, *(overrides or []), *where, *json_], again, restarts, as_json)
+        raise Answered(_last_answer(printed, code) if as_json else {}, code=code)
     from grpo.recipe import run_recipe
 
-    with _stdout_for_json(as_json):
-        summary = run_recipe(recipe, overrides or [], out, redo)
-    if as_json:
-        _print_json(summary)
+    return run_recipe(recipe, overrides or [], out, redo)
+
+
+def _last_answer(printed: str, code: int) -> Answer:
+    """What the last start of a run printed; killed, it printed nothing."""
+    with suppress(ValueError):
+        return dict(json.loads(printed))
+    return _error("Killed", [f"the run ended with exit code {code} and printed no result"], code)
 
 
 @app.command()
@@ -125,8 +202,8 @@ def plan(
     lengths: Annotated[
         str | None, typer.Option(metavar="P/C", help="Mean tokens of prompts and completions for times; the longest allowed by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> Answer | None:
     """Show what a run would do, and whether it fits. Nothing is downloaded; accuracy rewards are tried on gold answers.
 
     \b
@@ -135,26 +212,31 @@ def plan(
     from pathlib import Path
 
     from grpo.data.trials import try_before_the_run
-    from grpo.errors import RecipeError
+    from grpo.errors import DataError, RecipeError
     from grpo.plan import tell, whole
     from grpo.plan.work import lengths_from
     from grpo.recipe import checked_recipe, default_folder
 
     loaded = checked_recipe(recipe, overrides or [], deeply=not quick, needs_weights=False)
+    out = _folder("--out", out)
     plan = whole.outline(loaded, Path(out) if out else default_folder(loaded))
     if not as_json:
         for section in tell.outline_sections(plan):
             _print_table(*section)
     needed = None if quick else whole.needs(plan, lengths_from(lengths), measure, try_before_the_run(loaded.recipe, loaded.base))
-    if as_json:
-        print(json.dumps(tell.as_json(plan, needed)))
-    elif needed is not None:
+    answer = tell.as_json(plan, needed) if as_json else {}
+    if needed is None:
+        return answer
+    if not as_json:
         for section in tell.needs_sections(plan, needed):
             _print_table(*section)
-    if needed is not None and needed.problems:
-        raise RecipeError(list(needed.problems))
-    if needed is not None:
+    if needed.problems:
+        raise Answered(answer, RecipeError(list(needed.problems)))
+    try:
         needed.trial.raise_problems()
+    except DataError as error:
+        raise Answered(answer, error) from error
+    return answer
 
 
 @app.command()
@@ -184,7 +266,7 @@ def report(
 
 @app.command()
 @_explains_errors
-def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def recipes(as_json: AsJson = False) -> Answer | None:
     """List the shipped recipes.
 
     \b
@@ -196,9 +278,9 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
         {"name": name, "description": load_recipe(name).recipe.description, "path": str(path)} for name, path in shipped_recipes().items()
     ]
     if as_json:
-        print(json.dumps({"recipes": rows}))
-        return
+        return {"recipes": rows}
     _print_table("shipped recipes", ["name", "what it does"], [[row["name"], row["description"]] for row in rows])
+    return None
 
 
 @app.command()
@@ -227,7 +309,7 @@ def eval(
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Keep per-item results here.")] = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer | None:
     """Measure a model: avg@n with standard error, pass@k, maj@k.
 
     \b
@@ -238,18 +320,17 @@ def eval(
     settings: dict[str, Any] = dict(
         template=template, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, lenient=lenient
     )
-    settings |= dict(engine=engine, columns=column or [], out=out)
+    settings |= dict(engine=engine, columns=column or [], out=_folder("--out", out))
     settings |= dict(max_prompt_tokens=max_prompt_tokens, template_options=template_option or [])
-    with _stdout_for_json(as_json):
-        metrics = evaluate_model(model, data, **settings) if against is None else compare_models(model, against, data, **settings)
+    metrics = evaluate_model(model, data, **settings) if against is None else compare_models(model, against, data, **settings)
     if as_json:
-        _print_json(metrics)
-        return
+        return dict(metrics)
     _print_table(
         f"{model} on {data}",
         ["measure", "value"],
         [[name.removeprefix("eval/"), "unknown" if value is None else f"{value:.4g}"] for name, value in metrics.items()],
     )
+    return None
 
 
 rewards_app = typer.Typer(
@@ -262,7 +343,7 @@ app.add_typer(rewards_app, name="reward")
 
 @rewards_app.command("list")
 @_explains_errors
-def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def reward_list(as_json: AsJson = False) -> Answer | None:
     """List the shipped and the installed rewards, with their columns (? where optional) and settings.
 
     \b
@@ -272,8 +353,7 @@ def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one 
 
     rewards = list_rewards()
     if as_json:
-        print(json.dumps({"rewards": rewards}))
-        return
+        return {"rewards": rewards}
     for r in rewards:
         shown = {
             key: {"": "''", None: "null"}.get(value, value) if isinstance(value, str | None) else value
@@ -281,6 +361,7 @@ def reward_list(as_json: Annotated[bool, typer.Option("--json", help="Print one 
         }
         settings = ", ".join(f"{key}: {value}" for key, value in shown.items()) or "none"
         print(f"{r['name']} ({r['from']})\n  {r['about']}\n  columns: {', '.join(r['columns'])}\n  settings: {settings}")
+    return None
 
 
 @rewards_app.command("test")
@@ -300,8 +381,8 @@ def reward_test(
     rows: Annotated[int, typer.Option(min=1, help="Rows to try, spread over the file.")] = 100,
     deadline: Annotated[float, typer.Option(min=0.01, help="Seconds for one sample; as reward_deadline_s: in a recipe.")] = 5.0,
     any_scale: Annotated[bool, typer.Option(help="Right answers need only score higher than wrong ones, in some row.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> Answer:
     """Score right answers, wrong ones and completions as training would.
 
     \b
@@ -311,15 +392,17 @@ def reward_test(
     from grpo.try_reward import table_of, totals_of, try_reward
 
     tried = try_reward(ref, data, completions, settings or [], column or [], answer, canary, rows, deadline, is_strict=not any_scale)
+    found: Answer = {}
     if as_json:
-        print(json.dumps(tried.as_json()))
+        found = tried.as_json()
     else:
         table = table_of(tried)
         left_out = f" ({len(table)} of {len(tried.attempts)} shown; --json has all)" if len(table) < len(tried.attempts) else ""
         _print_table(f"{ref} on {data}{left_out}", ["row", "what", "scored", "score", "note", "ms"], table)
         print(printable_lines("\n".join([*totals_of(tried), *([tried.first_error] if tried.first_error else []), *tried.problems])))
     if tried.problems:
-        raise typer.Exit(FAILED)
+        raise Answered(found)
+    return found
 
 
 @app.command()
@@ -329,7 +412,7 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="DIR", help="A folder that is not there yet.")],
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Which stage's model; the run's last by default.")] = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer | None:
     """Copy a model out of a run, with a card of its lineage. Adapters are folded in.
 
     \b
@@ -337,14 +420,14 @@ def export(
     """
     from grpo.export import export_model
 
-    with _stdout_for_json(as_json):
-        exported = export_model(model, to, stage)
+    _folder("--to", to)
+    exported = export_model(model, to, stage)
     if as_json:
-        _print_json({"path": str(exported.path), "source": str(exported.source), "how": exported.how, "bytes": exported.num_bytes})
-    else:
-        print(
-            f"{exported.source} {exported.how} to {exported.path} ({exported.num_bytes / 2**20:.1f} MiB); its card is {exported.path}/README.md"
-        )
+        return {"path": str(exported.path), "source": str(exported.source), "how": exported.how, "bytes": exported.num_bytes}
+    print(
+        f"{exported.source} {exported.how} to {exported.path} ({exported.num_bytes / 2**20:.1f} MiB); its card is {exported.path}/README.md"
+    )
+    return None
 
 
 @app.command()
@@ -352,7 +435,7 @@ def export(
 def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Start neither Ray nor an engine: seconds instead of a minute.")] = False,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Would a run work on this machine? Exit 0: a run on its CPU would.
 
     \b
@@ -369,10 +452,10 @@ def doctor(
             state = typer.style(f"{report.state:5}", fg={"ok": "green", "note": "yellow", "fail": "red"}[report.state])
             typer.echo(f"{state} {report.check:9} {report.found}" + (f"\n{'':15} -> {report.do}" if report.do else ""))
     works = all(report.state != "fail" for report in reports)
-    if as_json:
-        _print_json({"ok": works, "checks": [asdict(report) for report in reports]})
+    answer = {"ok": works, "checks": [asdict(report) for report in reports]} if as_json else {}
     if not works:
-        raise typer.Exit(FAILED)
+        raise Answered(answer)
+    return answer
 
 
 @app.command()
@@ -390,12 +473,19 @@ def schema() -> None:
 
 @contextmanager
 def _stdout_for_json(wanted: bool) -> Iterator[None]:
-    """What a command prints on its way goes to stderr, so that stdout holds its one object."""
+    """What a command, its libraries and the processes that it starts print on the way goes to stderr, so that stdout holds its one object."""
     if not wanted:
         yield
         return
-    with redirect_stdout(sys.stderr):
-        yield
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _print_json(value: Any) -> None:

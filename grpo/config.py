@@ -11,6 +11,7 @@ from grpo.algorithm.table import TABLE
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]  # engines refuse 0, which leaves no token to sample
 
 
 class Strict(BaseModel):
@@ -195,7 +196,7 @@ class Evaluation(Strict):
     rows: PositiveInt | None = None
     samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.6
-    top_p: Fraction = 0.95
+    top_p: TopP = 0.95
     min_p: Fraction = 0.0
     max_prompt_tokens: PositiveInt | None = Field(
         None, description="longer prompts are left out and counted; by default what the model has room for beside a completion"
@@ -431,7 +432,7 @@ class RlStage(StageBase, Optimiser):
     max_prompt_tokens: PositiveInt = 512
     max_completion_tokens: PositiveInt = 256
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Fraction = 0.0
     stop: list[str] = Field(default_factory=list)
@@ -479,7 +480,7 @@ class Mix(Strict):
 class SamplingKeys(Strict):
     samples_per_prompt: PositiveInt = 8
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     min_p: Fraction = Field(0.0, description="leaves out tokens less likely than this share of the likeliest one's probability")
     max_prompt_tokens: PositiveInt = 512
     max_completion_tokens: PositiveInt = 256

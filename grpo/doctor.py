@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo import tested
+from grpo.cluster import cluster_address, obstacles, start_ray, stop_ray
 from grpo.cores import num_cores
 from grpo.errors import ToolkitError
 
@@ -330,9 +331,18 @@ def look_at_hub(deadline_s: float) -> Iterator[Finding]:
 # --- What a run starts ------------------------------------------------------------------------------
 
 
+def look_at_obstacles(deadline_s: float) -> Iterator[Finding]:
+    """Limits, folders and addresses with which Ray would not start."""
+    for obstacle in (found := obstacles()):
+        what, _, do = obstacle.partition("; ")
+        yield Finding("fail", what, do)
+    if not found:
+        yield Finding("ok", "no limit and no folder keeps Ray from starting")
+
+
 def look_at_ray(deadline_s: float) -> Iterator[Finding]:
-    where = os.environ.get("RAY_ADDRESS")
-    code = "from grpo.doctor import start_ray; start_ray()"
+    where = cluster_address()
+    code = "from grpo.doctor import start_and_ask_ray; start_and_ask_ray()"
     do = (
         "read the line above; RAY_ADDRESS must name a cluster that answers"
         if where
@@ -352,16 +362,14 @@ def look_at_engine(deadline_s: float) -> Iterator[Finding]:
     )
 
 
-def start_ray() -> None:
+def start_and_ask_ray() -> None:
     """In a process of its own: start Ray as a run does, run a task, and print what it has as JSON."""
     import ray
 
-    from grpo.recipe import _start_ray
-
-    _start_ray()
+    start_ray()
     assert ray.get(ray.remote(num_cpus=0)(lambda: 41 + 1).remote()) == 42
     print(json.dumps({"cpus": ray.cluster_resources().get("CPU", 0)}))
-    ray.shutdown()
+    stop_ray()
 
 
 def train_and_draw() -> None:
@@ -398,6 +406,7 @@ CHECKS = (
     Check("ports", look_at_ports, 5),
     Check("sandbox", look_at_sandbox, 10),
     Check("hub", look_at_hub, 5),
+    Check("limits", look_at_obstacles, 10),
     Check("ray", look_at_ray, 90, starts_engines=True),
     Check("engine", look_at_engine, 240, starts_engines=True),
 )

@@ -99,7 +99,10 @@ def evaluate_model(
     with tempfile.TemporaryDirectory(prefix="grpo-eval-") as temporary:
         path = Path(temporary) / "eval.yaml"
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        summary = run_recipe(str(path), out=out or str(Path(temporary) / "run"))
+        try:
+            summary = run_recipe(str(path), out=out or str(Path(temporary) / "run"))
+        except RecipeError as error:  # what a recipe would be told to do about results of another one
+            raise RecipeError([problem.removesuffix(", or make it again with --redo measure") for problem in error.problems]) from error
     return summary["stages"][0]["metrics"]
 
 

@@ -38,6 +38,7 @@ RENDERERS_OWN = frozenset(
 """Names that whoever renders a chat template gives it, with those of jinja itself."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
+FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that no hub id names
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
 
@@ -409,12 +410,12 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
     path = model if isinstance(model, str) else model.path
     is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (base / Path(path).expanduser()).is_dir():
-        text = (
-            f"model {path!r}: there is no folder {_normal(base / Path(path).expanduser())}; name one, or a hub id such as Qwen/Qwen2.5-1.5B"
-        )
-        yield Finding(keys, text)
-    folder = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
-    if folder is not None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        folder = _normal(base / Path(path).expanduser())
+        command = FETCHED_BY.get(Path(path).name)
+        do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
+        yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
+    there = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
+    if there is not None and not any((there / file).is_file() for file in TOKENIZER_FILES):
         text = f"model {path!r}: its folder has no tokenizer; save one there with save_pretrained ({', '.join(TOKENIZER_FILES[:3])}, ...)"
         yield Finding(keys, text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import time
@@ -13,15 +12,16 @@ from typing import Any
 
 import yaml
 
+from grpo.cluster import obstacles, start_ray
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
-from grpo.cores import num_cores
 from grpo.data.preview import previews
 from grpo.data.trials import try_before_the_run
-from grpo.errors import EngineError, RecipeError, StorageError
+from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.plan import PlannedStage, make_plan, places
 from grpo.plan.models import check_models, model_problems
+from grpo.plan.origins import origins_of
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
 from grpo.run.interruption import Interruption
 from grpo.run.lineage import record_stage, record_start
@@ -30,6 +30,8 @@ from grpo.run.records import write_text
 from grpo.run.report import ReportRefresh
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
+
+MADE_FROM = ("fingerprint", "identity", "origins")  # of a stage's record: what the summary leaves out
 
 
 def checked_recipe(ref: str, overrides: Sequence[str] = (), deeply: bool = True, needs_weights: bool = True) -> LoadedRecipe:
@@ -61,9 +63,12 @@ def run_recipe(
     Raises RecipeError before anything is loaded or written where the recipe is wrong, and the toolkit's other errors where a run fails.
     """
     loaded = checked_recipe(ref, overrides)
+    if obstructing := obstacles():
+        raise RecipeError(obstructing)
     run = RunFolder((Path(out) if out is not None else default_folder(loaded)).resolve())
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
+    run.check()
     make_plan(loaded, run, redo)  # refuse before anything is written or removed
     previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
     pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
@@ -90,11 +95,13 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
         from grpo.stages.budgets import settle_all
         from grpo.stages.workplace import Workplace
 
+        current: PlannedStage | None = None
         work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
         try:
+            if run.summary() is not None:
+                _write_summary(loaded, run, plan, "running")  # how an earlier start ended is over
             record_start(run.path, loaded.base)
-            _start_ray()
-            interruption.renew()
+            start_ray()
             artifacts["base"] = _model(recipe.model, "base", work)
             settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
             write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
@@ -103,12 +110,17 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
                     progress.say(f"[{planned.number}/{len(plan)}] {planned.stage.name}: done before, skipped")
                     artifacts.update(_made_by(run, planned))
                     continue
+                current = planned
                 _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
+                current = None
                 write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
         except BaseException as error:
             with contextlib.suppress(StorageError):  # a full disk may be why
-                _write_summary(loaded, run, plan, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                if isinstance(error, KeyboardInterrupt):
+                    _write_summary(loaded, run, plan, "interrupted")
+                else:
+                    _write_summary(loaded, run, plan, "failed", error, current)
             raise
         finally:
             work.close()
@@ -124,9 +136,10 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     if not holds_training(folder):
         shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
     folder.mkdir(parents=True, exist_ok=True)
-    run.write_start(
-        planned.number, stage.name, {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "places": places(work.recipe)}
-    )
+    earlier = (run.start(planned.number, stage.name) or {}).get("origins")
+    origins = origins_of(stage, work.recipe, work.base, {name: artifact.path for name, artifact in work.artifacts.items()}, earlier)
+    made_from = {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "origins": origins}
+    run.write_start(planned.number, stage.name, {**made_from, "places": places(work.recipe)})
     started = time.monotonic()
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
@@ -152,8 +165,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
         "from": planned.start,
         "output": output,
         "metrics": dict(outcome.metrics),
-        "fingerprint": planned.fingerprint,
-        "identity": dict(planned.identity),
+        **made_from,
     }
     run.write_record(planned.number, stage.name, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of training is its model
@@ -225,7 +237,9 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
         return template.text(question, None)
 
     template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
-    if not (tiny_folder(made, rows, tags, render) / "config.json").exists():
+    folder = tiny_folder(made, rows, tags, render)
+    if not (folder / "config.json").exists():
+        _check_cache(folder.parent)
         work.progress.task(
             f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training, the last on noisy text"
         )
@@ -261,6 +275,17 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
     return ray.get(making)
 
 
+def _check_cache(cache: Path) -> None:
+    """Raises RecipeError where made models can't be kept: a container may have no home folder."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise RecipeError(f"made models cannot be kept in {cache}, which can't be written; set GRPO_CACHE to a folder that can")
+
+
 def _made_by(run: RunFolder, planned: PlannedStage) -> dict[str, Artifact]:
     record = run.record(planned.number, planned.stage.name)
     assert record is not None
@@ -278,7 +303,16 @@ def _forget(loaded: LoadedRecipe, run: RunFolder, first: str) -> None:
             shutil.rmtree(run.stage(number, name), ignore_errors=True)
 
 
-def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], status: str) -> dict[str, Any]:
+def _write_summary(
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    plan: list[PlannedStage],
+    status: str,
+    error: BaseException | None = None,
+    failed: PlannedStage | None = None,
+) -> dict[str, Any]:
+    """``error``: why the run failed, in stage ``failed``, or before or between stages."""
+    why = {} if error is None else {"error": {"kind": type(error).__name__, "message": " ".join(str(error).split())}}
     stages = []
     for planned in plan:
         record = run.record(planned.number, planned.stage.name)
@@ -291,45 +325,10 @@ def _write_summary(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage
                 "output": None,
                 "metrics": {},
             }
-        stages.append({key: value for key, value in record.items() if key not in ("fingerprint", "identity")})
-    summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages}
+            if planned is failed:
+                record |= {"status": "failed", **why}
+        stages.append({key: value for key, value in record.items() if key not in MADE_FROM})
+    summary = {"recipe": loaded.recipe.name, "status": status, "stages": stages, **why}
     run.write_summary(summary)
     ReportRefresh(run.path).now()
     return summary
-
-
-def _start_ray() -> None:
-    """Ray on this machine, loopback only, without a dashboard; or the cluster that RAY_ADDRESS names, with its token.
-
-    Whoever reaches a cluster without a token can run code there, so only RAY_AUTH_MODE=disabled joins one. Raises EngineError where it is not joined.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for; at 15, any other work starves it
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_rdt_fetch_fail_timeout_milliseconds", "300000")  # as long as a sync may take; by default a minute
-    if address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself would join without
-    else:
-        # Ray's agents look so long for the head of a cluster that was killed with its driver, before they end too.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
-        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # for rollout.transport: nixl, which would listen on every interface
-    import ray
-
-    if ray.is_initialized():
-        return
-    # It tells how to switch off the token of a cluster that only this machine reaches: nothing that a user should do.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray._raylet.Config.initialize("")  # where ray was imported before, it has read those variables already
-    # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
-    with contextlib.chdir(Path(__file__).parents[1]):
-        here = dict(num_cpus=num_cores(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
-        # Ray replaces the loopback address by one that can be reached from elsewhere, unless this says that there is no elsewhere.
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = bool(address)
-        try:
-            ray.init(log_to_driver=False, **({} if address else here))
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise EngineError(
-                f"the Ray cluster of RAY_ADDRESS={address} was not joined: {one_line(error.__cause__ or error)[:300]}; RAY_AUTH_TOKEN must hold the "
-                "cluster's token; RAY_AUTH_MODE=disabled joins a cluster that has none, where everybody who reaches it can run code"
-            ) from error

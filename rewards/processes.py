@@ -15,12 +15,14 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.util import Finalize
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
 from rewards.children import end_children_of_the_dead, end_own_children, own_children
 from rewards.prints import print_to_stderr
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 is_worker = False
 """True in a process of a pool: what runs here can be killed already."""
 
@@ -76,8 +78,12 @@ class Processes:
                 self._stop()
 
     def _start(self) -> Any:
+        from multiprocessing import resource_tracker
+
         from pebble import ProcessPool
 
+        with stop_signals_blocked():  # it lives as long as this process, and unblocks some of them here as it starts
+            resource_tracker.ensure_running()
         start = (os.getpid(), self._name, self._memory_gib, self._prepare, self._prepare_args)
         atexit.register(_close_if_there, weakref.ref(self))
         return ProcessPool(self._count, initializer=_begin, initargs=start, context=self._context)
@@ -102,8 +108,10 @@ def _begin(parent: int, pool: str, memory_gib: float | None, prepare: Callable[.
     print_to_stderr()
     own_children(pool)
     Finalize(None, end_own_children, args=(pool,), exitpriority=0)  # where it ends by itself, because its parent is no more
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for Python code to go on; the default ends a loop in C too
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _leave_to_parent)  # not ignored, which what a reward starts would inherit, and could not be asked to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; what it means is the parent's to say
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with, args=(parent, pool), daemon=True).start()
     if memory_gib is not None and sys.platform == "linux":
         import resource
@@ -113,6 +121,10 @@ def _begin(parent: int, pool: str, memory_gib: float | None, prepare: Callable[.
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if prepare is not None:
         prepare(*prepare_args)
+
+
+def _leave_to_parent(signum: int, frame: FrameType | None) -> None:
+    """A batch system's signal to all processes is for the parent, which may want to finish and save what it has begun."""
 
 
 def _end_with(parent: int, pool: str) -> None:
@@ -129,13 +141,17 @@ class _LightProcess(SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        with _nameless_main():
+        with _nameless_main(), stop_signals_blocked():
             return SpawnProcess._Popen(process_obj)
 
     def start(self) -> None:
         super().start()
         assert self.pid is not None
         self.pids.add(self.pid)
+
+    def terminate(self) -> None:
+        """At once: SIGTERM, which the pool would send first, is left to the parent."""
+        self.kill()
 
 
 class _LightContext(SpawnContext):
@@ -149,6 +165,16 @@ class _LightContext(SpawnContext):
         process = _LightProcess(*args, **keywords)
         process.pids = self.pids
         return process
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """What is started within keeps signals that would end it waiting until it has handlers for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _main_lock = threading.Lock()

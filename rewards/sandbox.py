@@ -23,6 +23,7 @@ from types import CodeType
 from typing import Any, Self
 
 from rewards.errors import RewardError
+from rewards.processes import stop_signals_blocked
 
 START_DEADLINE_S = 20.0
 """A sandbox that does not start within this is broken; what runs in it is timed from when it has."""
@@ -86,15 +87,16 @@ class Sandbox:
         job_fd, stdin_fd, copy_fd = _file_with(marshal.dumps((_program(), start, dict(job)))), _file_with(given), _file_with(given)
         passed = [job_fd, ready_fd, copy_fd, *([channel.fileno()] if channel else [])]
         try:
-            self._process = subprocess.Popen(
-                [*_mounts(limits.file_mib), *_file_for_all(copy_fd, "/dev/stdin"), *SEALED, str(job_fd)],
-                stdin=stdin_fd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={"LD_LIBRARY_PATH": f"{ROOM}/lib", "PYTHONHASHSEED": "0"},
-                pass_fds=passed,
-                start_new_session=True,
-            )
+            with stop_signals_blocked():  # a signal to all processes of a run must not become a wrong answer
+                self._process = subprocess.Popen(
+                    [*_mounts(limits.file_mib), *_file_for_all(copy_fd, "/dev/stdin"), *SEALED, str(job_fd)],
+                    stdin=stdin_fd,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={"LD_LIBRARY_PATH": f"{ROOM}/lib", "PYTHONHASHSEED": "0"},
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
         except BaseException:
             os.close(self._ready)
             raise

@@ -15,6 +15,7 @@ from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import corrupt, fault, fault_asked_for, fault_point
 from rollout.memory import bytes_of_tree
 from rollout.proof import ReloadProof, prove_reload, write_model
+from rollout.signals import keep_blocked
 from rollout.types import Finished, Request
 from rollout.weights import WeightUpdate, unpack_weights
 
@@ -41,6 +42,7 @@ class RolloutWorker:
     """Everything a pool asks of an engine that lives elsewhere. ``index`` is its place in the pool, which a replacement inherits."""
 
     def __init__(self, engine: str, settings: EngineSettings, script: str | None = None, base: Path = Path("."), index: int = 0):
+        keep_blocked()
         self.settings, self.index = settings, index
         self.engine = _make_engine(engine, settings, script, base)
         self.folder: Path | None = None

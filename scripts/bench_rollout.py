@@ -46,9 +46,9 @@ def main() -> int:
     for name, value in zip(("prompts", "samples", "tokens"), defaults, strict=True):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    from grpo.recipe import _start_ray
+    from grpo.cluster import start_ray
 
-    _start_ray()
+    start_ray()
     with tempfile.TemporaryDirectory() as folder:
         measure = controller if arguments.controller else overlap if arguments.overlap else against_bare
         result = measure(Path(folder), arguments)

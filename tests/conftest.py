@@ -32,13 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray on this machine, as a run starts it."""
-    import ray
+    from grpo.cluster import start_ray, stop_ray
 
-    from grpo.recipe import _start_ray
-
-    _start_ray()
+    start_ray()
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import yaml
 
 from grpo.cli import app
 from grpo.errors import DataError, RecipeError, TrainingError
+from grpo.run.interruption import Interrupted
 from grpo.run.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,25 @@ def test_eval_names_a_file_that_is_not_there_as_it_was_typed(tmp_path: Path) -> 
     assert "--column 'answer' is not KEY=VALUE" in grpo("eval", "m", "--data", f"{tmp_path}/problem.jsonl", "--column", "answer").stderr
 
 
+def test_eval_refuses_what_no_engine_samples_before_it_loads_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+    ran = grpo("eval", str(tmp_path), "--data", f"{tmp_path}/rows.jsonl", "--top-p", "0")
+    assert ran.returncode == 2 and "top_p" in ran.stderr and "found 0.0" in ran.stderr
+
+
+def test_eval_of_a_run_names_its_model(tmp_path: Path) -> None:
+    run, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1 + 1", "answer": "2"}\n')
+    (run / "01-teach" / "model").mkdir(parents=True)
+    (run / "01-teach" / "model" / "config.json").write_text("{}")
+    stage = {"name": "teach", "kind": "sft", "status": "complete", "from": "base", "output": "01-teach/model", "metrics": {}}
+    (run / "summary.json").write_text(json.dumps({"recipe": "x", "status": "complete", "stages": [stage]}))
+    for folder, what in ((run, "run"), (run / "01-teach", "stage")):
+        ran = grpo("eval", str(folder), "--data", str(rows))
+        assert ran.returncode == 2 and f"{folder} is the folder of a {what}, not a model; its " in ran.stderr
+        assert f"model is {run}/01-teach/model; name that" in ran.stderr
+
+
 def test_eval_renames_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1", "solution": "2"}\n')
     read: list[Any] = []
@@ -141,6 +161,78 @@ def test_with_json_stdout_holds_one_object_and_progress_goes_to_stderr(
     assert end.value.code == 0
     assert json.loads(printed.out) == {"eval/accuracy": 0.5, "eval/maj": None}
     assert "step 1/1" in printed.err and "a library's own line" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RecipeError(["r.yaml:1: one", "r.yaml:2: two"]), 2, {"kind": "RecipeError", "problems": ["r.yaml:1: one", "r.yaml:2: two"]}),
+        (TrainingError("no"), 1, {"kind": "TrainingError", "problems": ["no"]}),
+        (ZeroDivisionError("a crash"), 1, {"kind": "ZeroDivisionError", "problems": ["a crash"]}),
+        (Interrupted(15), 143, {"kind": "Interrupted", "problems": ["interrupted; the same command goes on where it was"]}),
+    ],
+)
+def test_with_json_stdout_holds_one_object_whatever_is_printed_and_however_it_ends(
+    error: BaseException, code: int, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run_recipe(*_: object) -> dict[str, Any]:
+        print("a library's own line")
+        os.write(1, b"a C library's line\n")
+        subprocess.run(["echo", "a reward's process"], check=True)
+        raise error
+
+    monkeypatch.setattr("grpo.recipe.run_recipe", run_recipe)
+    with pytest.raises(SystemExit) as end:
+        app(["run", "r1_tiny", "--json"])
+    printed = capfd.readouterr()
+    assert end.value.code == code
+    assert json.loads(printed.out) == {"error": {**told, "exit_code": code}}
+    for line in ("a library's own line", "a C library's line", "a reward's process"):
+        assert line in printed.err
+    assert ("Traceback" in printed.err) == isinstance(error, ZeroDivisionError)
+
+
+LISTENING = [name for name, command in COMMANDS.items() if "--json" in [option for each in command.params for option in each.opts]]
+
+
+@pytest.mark.parametrize("name", LISTENING)
+def test_every_command_with_json_answers_a_mistake_on_the_command_line_by_an_object(name: str) -> None:
+    ran = grpo(*name.split(), "--no-such-option", "--json")
+    error = json.loads(ran.stdout)["error"]
+    assert (ran.returncode, error["kind"], error["exit_code"]) == (2, "UsageError", 2)
+    assert "--no-such-option" in error["problems"][0] and "--no-such-option" in ran.stderr
+
+
+def test_a_plan_that_does_not_fit_is_one_object_with_its_error(tmp_path: Path) -> None:
+    ran = grpo("plan", "r1_zero_tiny", "hardware={memory_gib: 0.1}", "--out", str(tmp_path / "run"), "--json")
+    answer = json.loads(ran.stdout)
+    assert ran.returncode == 2 and answer["fits"] is False
+    assert answer["error"] == {"kind": "RecipeError", "problems": answer["problems"], "exit_code": 2}
+
+
+def test_with_json_a_run_that_is_begun_again_prints_the_object_of_its_last_start() -> None:
+    ran = grpo("run", "nowhere", "--restarts", "2", "--json")
+    assert ran.returncode == 2 and json.loads(ran.stdout)["error"]["kind"] == "RecipeError"
+
+
+@pytest.mark.parametrize("arguments", [["run", "r1_tiny", "--out", ""], ["plan", "r1_tiny", "--out", " "], ["export", "here", "--to", ""]])
+def test_a_folder_that_an_unset_variable_left_empty_is_refused(arguments: list[str]) -> None:
+    ran = grpo(*arguments)
+    assert ran.returncode == 2 and f"{arguments[-2]} is empty; name a folder" in ran.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_without_standard_streams_and_writes_to_its_own_files_only(tmp_path: Path, closed: str) -> None:
+    code = (
+        "import os; from grpo.streams import open_what_is_closed; open_what_is_closed(); file = open('mine', 'wb'); "
+        "os.write(1, b'a library prints'); print('so do we', flush=True); os._exit(file.fileno())"
+    )
+    ran = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=False)
+    assert ran.returncode > 2 and (tmp_path / "mine").read_bytes() == b""
+    ran = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "grpo.cli", "recipes"], cwd=ROOT, timeout=60, check=False
+    )
+    assert ran.returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [["recipes"], ["schema"]])

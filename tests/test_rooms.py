@@ -21,6 +21,7 @@ ROWS_OF_GRPO: list[set[str]] = [
     {
         *(
             "algorithm",
+            "cluster",
             "config",
             "contradictions",
             "cores",
@@ -31,9 +32,8 @@ ROWS_OF_GRPO: list[set[str]] = [
             "keys",
             "loading",
             "problems",
-            "schema",
         ),
-        *("model_folder", "storage", "tested", "types", "yamltree"),
+        *("model_folder", "schema", "storage", "streams", "tested", "types", "yamltree"),
     },
 ]
 ROW_OF = {room: number for number, row in enumerate(ROWS_OF_GRPO) for room in row}

@@ -1,6 +1,7 @@
 """What will a run do, what does it need, and does it fit? A module for each question; ``grpo.plan.whole`` asks them all.
 
     stages        which stage starts from what, and which are done
+    origins       whether what is done was made from what is here now
     changes       how the recipe differs from the shipped one
     architecture  the shapes of each stage's model, weights or no weights
     hardware      what there is to run on

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo.cluster import cluster_address
 from grpo.config import Recipe
 from grpo.plan.architecture import Architecture
 
@@ -36,7 +36,7 @@ def _network(recipe: Recipe, known: Mapping[str, Architecture]) -> Iterator[Cont
 
 
 def _ports(recipe: Recipe) -> Iterator[Contact]:
-    cluster = os.environ.get("RAY_ADDRESS")
+    cluster = cluster_address()
     if cluster:
         yield Contact("port", f"joins the Ray cluster at {cluster} (RAY_ADDRESS)")
     else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
 from grpo.loading import LoadedRecipe
+from grpo.plan.origins import changed_since, model_folder
 from grpo.run.folder import RunFolder
 from grpo.storage import file_digest
 
@@ -69,6 +71,8 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     problems: list[str] = []
     done: set[str] = set()
     redoing = False
+    base = model_folder(recipe.model, loaded.base)
+    made: dict[str, Path] = {} if base is None else {"base": base}
     for number, stage in enumerate(recipe.stages, start=1):
         used = [*inputs_of(stage), *_kept_alive(recipe, stage)]
         inputs = tuple(dict.fromkeys([*used, *_measured_in(recipe, used)]))
@@ -88,6 +92,12 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
                     f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
                     f"undo the change, choose another --out, or make it again with --redo {stage.name}"
                 )
+        elif begun is not None and not problems and (files := changed_since(begun.get("origins", {}), stage, recipe, loaded.base, made)):
+            shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+            problems.append(
+                f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but what it was made from changed since: {shown}; "
+                f"undo the change, choose another --out, or make it again with --redo {stage.name}"
+            )
         if begun is not None and record is None and begun["places"] != places(recipe):
             problems.append(
                 f"stage {stage.name!r} in {run.path} is half done, with {_told(begun['places'])}, and the recipe says {_told(places(recipe))} now, "
@@ -97,6 +107,8 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
         is_done = has_output and {name for name in inputs if name in fingerprints} <= done
         if is_done:
             done.add(stage.name)
+            if record is not None and record["output"] is not None:
+                made[stage.name] = run.path / record["output"]
         planned.append(PlannedStage(number, stage, start_of(stage), inputs, makes(stage), identity, fingerprint, is_done))
     if problems:
         raise RecipeError(problems)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo.cluster import obstacles
 from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
 from grpo.data.preview import Preview, previews
 from grpo.data.trials import Trial
@@ -60,8 +61,9 @@ class Needs:
 
 
 def outline(loaded: LoadedRecipe, out: Path) -> Outline:
-    """Raises RecipeError where a finished stage in ``out`` was made by other settings, DataError where rows cannot be read."""
+    """Raises RecipeError where ``out`` can't be written or a finished stage in it was made by other settings, DataError where rows cannot be read."""
     recipe, base = loaded.recipe, loaded.base
+    RunFolder(out).check()
     known = architectures(recipe, base)
     return Outline(
         loaded=loaded,
@@ -96,7 +98,7 @@ def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False, tr
     else:
         seconds, why_not = _seconds(plan, memory, lengths, rates)
         unknown += why_not
-    problems = [problem for of_stage in memory.values() for problem in of_stage.problems] + _disk_problems(plan, disk)
+    problems = [*obstacles(), *(problem for of_stage in memory.values() for problem in of_stage.problems), *_disk_problems(plan, disk)]
     return Needs(memory, disk, tuple(contacts_of(recipe, known)), rates, seconds, tuple(unknown), tuple(problems), trial)
 
 

@@ -20,6 +20,7 @@ from grpo.policy.budget import footprint
 from grpo.policy.ranks import RankPlace
 from grpo.policy.trainer import PolicyTrainer, TrainerSpec
 from rollout.faults import VARIABLES
+from rollout.signals import keep_blocked
 from rollout.weights import Transport
 
 START_DEADLINE_S = 120.0
@@ -49,6 +50,7 @@ class _TrainerActor:
             return f"tcp://{host}:{probe.getsockname()[1]}"
 
     def make(self, spec: TrainerSpec, place: RankPlace) -> None:
+        keep_blocked()
         self._trainer, self._is_first = PolicyTrainer(spec, place), place.rank == 0
 
     def export(self, *args: Any) -> Any:

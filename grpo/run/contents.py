@@ -20,7 +20,7 @@ NUM_HELD_OUT, MAX_ALARMS = 4, 100
 
 @dataclass(frozen=True)
 class StageContents:
-    """A stage as far as it got. ``status``: complete, unfinished (begun) or pending; ``before`` and ``after``: its two models' scores.
+    """A stage as far as it got. ``status``: complete, failed, unfinished (begun) or pending; ``before`` and ``after``: its two models' scores.
 
     ``heldout``: the data these were measured on; ``evaluated``: the model of ``before``. ``missing``: what of its files is not there or torn.
     """
@@ -55,6 +55,7 @@ class RunContents:
     name: str
     description: str
     status: str
+    error: str
     recipe_yaml: str
     recipe: Row = field(repr=False)
     stages: list[StageContents]
@@ -88,6 +89,7 @@ def read_run(folder: Path) -> RunContents:
         name=str(name),
         description=str(recipe.get("description") or ""),
         status=str(summary.get("status") or "unfinished"),
+        error=_why(summary),
         recipe_yaml=recipe_yaml,
         recipe=recipe,
         stages=stages,
@@ -96,6 +98,21 @@ def read_run(folder: Path) -> RunContents:
         last_written=max((file.stat().st_mtime for file in folder.glob("*/metrics.jsonl")), default=None),
         missing=_missing(folder, summary, recipe),
     )
+
+
+def _status(record: Row, known: Row, is_begun: bool) -> str:
+    if record or known.get("status") == "complete":
+        return "complete"
+    return "failed" if known.get("status") == "failed" else "unfinished" if is_begun else "pending"
+
+
+def _why(summary: Row) -> str:
+    """Why a run failed, and in which stage; "" where it did not, or before that was kept."""
+    error = _mapping(summary.get("error"))
+    if not error:
+        return ""
+    stages = [str(stage.get("name")) for stage in map(_mapping, _list(summary.get("stages"))) if stage.get("status") == "failed"]
+    return f"{f'stage {stages[0]}: ' if stages else ''}{error.get('kind', '?')}: {error.get('message', '')}"
 
 
 def _missing(folder: Path, summary: Row, recipe: Row) -> list[str]:
@@ -168,7 +185,7 @@ def _read_stage(folder: Path, found: Mapping[str, Path], recipe: Row, number: in
         number=number,
         name=name,
         kind=kind,
-        status="complete" if record or known.get("status") == "complete" else "unfinished" if own else "pending",
+        status=_status(record, known, is_begun=own is not None),
         start=str(known.get("from") or (start.get("make") or start.get("path") if isinstance(start, dict) else start)),
         seconds=numbers_of(known).get("seconds"),
         output=str(known["output"]) if known.get("output") else None,

@@ -22,6 +22,16 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
+    def check(self) -> None:
+        """Raises RecipeError where nothing can be written here, as far as that can be told without writing."""
+        there = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise RecipeError(f"cannot write to {self.path}: {there} is a file; choose another folder with --out")
+        if not os.access(there, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            why = "Read-only file system" if is_read_only else f"no permission to write in {there}"
+            raise RecipeError(f"cannot write to {self.path}: {why}; choose another folder with --out")
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder. Raises CheckpointError naming host and process where another one does; a dead process's lock is taken over."""

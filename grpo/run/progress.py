@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from grpo.problems import printable_lines
+from grpo.streams import lasting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ class Progress:
 
         self.num_stages = num_stages
         self._after_step = after_step
-        self._console = console or Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
+        self._console = console or Console(file=lasting(sys.stdout), soft_wrap=not sys.stdout.isatty(), highlight=False)
         self._live: Any = None
         self._last_plain = 0.0
         self._begin("")

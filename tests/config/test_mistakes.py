@@ -108,7 +108,7 @@ def one(problems: Problems, sound: str, old: str, new: str) -> str:
             "name: ../up",
             "name: expected text that matches ^[A-Za-z0-9][A-Za-z0-9_.-]*$, at most 80 characters, found '../up'",
         ),
-        ("steps: 12", "steps: 12\n    top_p: 1.5", "stages.reason.top_p: expected a number from 0 to 1, found 1.5"),
+        ("steps: 12", "steps: 12\n    top_p: 1.5", "stages.reason.top_p: expected a number above 0 of at most 1, found 1.5"),
         ("steps: 12", "steps: 12\n    learning_rate: .inf", "stages.reason.learning_rate: expected a number above 0, found inf"),
         (
             "prompts: sums\n    rewards: [{use: math}]\n    steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,38 @@ def test_an_evaluation_prints_one_object_and_its_progress_elsewhere(grpo: Grpo, 
     scores = json.loads(result.stdout)  # nothing before it, nothing after it
     assert scores["eval/num_problems"] == 4 and 0 <= scores["eval/accuracy"] <= 1
     assert "[1/1] measure" in result.stderr
+
+
+@pytest.mark.slow
+def test_results_that_are_kept_are_not_those_of_another_model_in_the_same_folder(grpo: Grpo, tiny_qwen2: Path, tmp_path: Path) -> None:
+    problems, model = tmp_path / "sums.jsonl", tmp_path / "model"
+    problems.write_text("".join(f'{{"question": "{a} + 1", "answer": "{a + 1}"}}\n' for a in range(4)))
+    shutil.copytree(tiny_qwen2, model)
+    command = [
+        "eval",
+        model,
+        "--data",
+        problems,
+        "--template",
+        "plain",
+        "--max-tokens",
+        8,
+        "--engine",
+        "hf",
+        "--json",
+        "--out",
+        tmp_path / "kept",
+    ]
+    first, again = grpo(*command), grpo(*command)
+    assert first.returncode == 0 and again.stdout == first.stdout, first.stderr
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    refused = grpo(*command)
+    assert refused.returncode == 2
+    (problem,) = json.loads(refused.stdout)["error"]["problems"]
+    assert f"what it was made from changed since: model.safetensors ({model}); undo the change, choose another --out" in problem
+    assert "--redo" not in problem
 
 
 @pytest.mark.slow

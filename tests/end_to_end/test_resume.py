@@ -131,7 +131,8 @@ def test_a_signal_ends_the_step_saves_and_leaves_no_process(small_rl: Path, tmp_
     if signum == signal.SIGINT:
         os.killpg(started.pid, signum)  # as a terminal does: everyone in the foreground gets it
     else:
-        started.send_signal(signum)
+        for process in [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]:
+            process.send_signal(signum)  # as scancel and systemd do
     stdout, _ = started.communicate(timeout=120)
     assert started.returncode == 128 + signum, stdout
     assert f"{signum.name}: this step is finished and saved" in stdout

@@ -64,8 +64,8 @@ def begun(tmp_path: Path) -> Iterator[Begun]:
     """Starts the grpo command and does not wait. Whatever is left of it at the end of the test is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: object, fault: str = "") -> subprocess.Popen[str]:
-        env = {**os.environ, "MARKED": str(tmp_path), "GRPO_FAULT": fault, "GRPO_FAULT_MARK": str(tmp_path / "happened")}
+    def begin(*arguments: object, fault: str = "", **more: str) -> subprocess.Popen[str]:
+        env = {**os.environ, **more, "MARKED": str(tmp_path), "GRPO_FAULT": fault, "GRPO_FAULT_MARK": str(tmp_path / "happened")}
         command = [sys.executable, "-m", "grpo.cli", *map(str, arguments)]
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)

@@ -84,13 +84,14 @@ ROWS = (
     ),
     FaultRow(
         6,
-        "the recipe, its data or the number of ranks changed since",
-        "a stage not begun follows; one begun stops, names the keys, offers --redo; harmless keys pass",
+        "the recipe, its data, its model, code it imports or the number of ranks changed since",
+        "a stage not begun follows; one begun stops, names keys and files, offers --redo; harmless keys pass",
         {
             PLAN: [
                 "test_a_changed_setting_is_refused_and_named_at_the_first_stage_it_changes",
                 "test_changed_rows_of_a_file_are_a_change",
                 "test_redo_accepts_the_change_for_the_stages_that_are_made_again",
+                "test_a_result_is_refused_once_what_it_was_made_from_is_another",
             ],
             RESUME: ["test_a_half_done_stage_keeps_to_its_recipe", "test_an_edit_is_followed_where_nothing_was_kept"],
             RUNS: ["test_finished_stages_are_skipped_the_broken_one_goes_on_and_one_not_begun_follows_an_edit"],
@@ -127,11 +128,12 @@ ROWS = (
     ),
     FaultRow(
         10,
-        "SIGTERM or SIGINT while sampling, updating, saving",
-        "the step ends and is saved, exit 143 or 130; a second signal does not wait; no process stays",
+        "SIGTERM, SIGINT or SIGHUP while sampling, updating, saving, to the driver or to all processes of a run",
+        "the step ends and is saved, exit 143, 130 or 129; a second signal does not wait; no process stays",
         {
             RUNS: [
                 "test_a_signal_in_any_part_of_a_step_lets_it_end_and_saves_it",
+                "test_a_signal_to_all_processes_of_a_run_saves_and_the_same_command_goes_on",
                 "test_a_second_signal_does_not_wait_for_the_step",
                 "test_what_is_left_of_a_killed_run_is_no_process",
             ],
@@ -490,7 +492,7 @@ ROWS = (
     ),
     FaultRow(
         44,
-        "hub or tracker down; a port taken; someone else's network",
+        "hub or tracker down; a port taken; someone else's network, cluster, home or limits",
         "training goes on, logs are complete; loopback only, or a cluster's interface with its token",
         {
             TRACKERS: ["test_one_that_cannot_start_is_complained_about_once", "test_one_that_hangs_is_left_behind_and_the_others_are_not"],
@@ -499,7 +501,9 @@ ROWS = (
             PORTS: [
                 "test_all_listeners_are_on_the_loopback_interface_whatever_ports_are_taken",
                 "test_a_cluster_asks_for_its_token",
+                "test_a_cluster_that_is_not_there_is_told_in_a_line",
             ],
+            RUNS: ["test_no_process_of_a_run_listens_beyond_the_loopback_interface"],
         },
     ),
 )

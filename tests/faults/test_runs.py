@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from grpo.run.checkpoints import Checkpoints
@@ -73,6 +75,34 @@ def test_a_signal_in_any_part_of_a_step_lets_it_end_and_saves_it(
     assert newest is not None and newest.step == rows_of(out / STAGE / "metrics.jsonl")[-1]["step"] < 60
 
 
+@pytest.mark.parametrize(
+    ("signum", "pause"),
+    [(signal.SIGTERM, "hang:updating:3+3"), (signal.SIGINT, "hang:generating:3+3"), (signal.SIGHUP, "hang:updating:3+3")],
+    ids=["scancel-in-an-update", "terminal-while-sampling", "hang-up-in-an-update"],
+)
+def test_a_signal_to_all_processes_of_a_run_saves_and_the_same_command_goes_on(
+    begun: Begun, grpo: Grpo, scripted: Path, tmp_path: Path, signum: signal.Signals, pause: str
+) -> None:
+    out = tmp_path / "run"
+    changes = ["stages.reason.checkpoint_every=1000", "stages.reason.steps=4"]
+    run = begun("run", scripted, *changes, "--out", out, fault=pause)
+    wait_until((tmp_path / "happened").exists, run)
+    everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    assert {"gcs_server", "raylet"} < {process.name() for process in everyone} and len(everyone) > 7
+    for process in everyone:
+        process.send_signal(signum)
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 128 + signum, stdout + stderr
+    assert "Traceback" not in stderr and "GCS" not in stderr
+    assert gone_within(tmp_path, 5) == []
+    assert status_of(out) == "interrupted"
+    newest = Checkpoints(out / STAGE / "checkpoints").newest()
+    assert newest is not None and newest.step == rows_of(out / STAGE / "metrics.jsonl")[-1]["step"] < 4
+    again = grpo("run", scripted, *changes, "--out", out)
+    assert again.returncode == 0 and f"goes on after step {newest.step} of 4" in again.stdout, again.stdout + again.stderr
+    assert [row["step"] for row in rows_of(out / STAGE / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_second_signal_does_not_wait_for_the_step(begun: Begun, scripted: Path, tmp_path: Path, staleness: int) -> None:
     out = tmp_path / "run"
@@ -88,6 +118,23 @@ def test_a_second_signal_does_not_wait_for_the_step(begun: Begun, scripted: Path
     assert status_of(out) == "interrupted"
     newest = Checkpoints(out / STAGE / "checkpoints").newest()
     assert newest is not None and newest.step == 1
+
+
+def test_no_process_of_a_run_listens_beyond_the_loopback_interface(begun: Begun, scripted: Path, tmp_path: Path) -> None:
+    env = {"RAY_ADDRESS": "local", "HOME": "/proc/nohome", "TMPDIR": str(tmp_path / (95 * "x"))}
+    run = begun("run", scripted, "stages.reason.steps=2", "--out", tmp_path / "run", fault="hang:updating:2+5", **env)
+    wait_until((tmp_path / "happened").exists, run)
+    everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in everyone
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) > 3, listening
+    assert [name for name, ip in listening if not ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback] == []
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stdout + stderr
 
 
 @pytest.mark.parametrize("room", [200_000, 0], ids=["too-little-for-a-checkpoint", "none-at-all"])
@@ -140,7 +187,10 @@ def test_a_trainer_that_dies_ends_the_run_with_numbers_and_leaves_no_process(grp
     for words in ("the trainer's process died", "GiB", "Lower tokens_per_device", "gradient_checkpointing", "lora", "the run resumes"):
         assert words in result.stderr
     assert gone_within(tmp_path, 30) == []
-    assert status_of(out) == "failed"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == summary["stages"][0]["status"] == "failed"
+    assert summary["error"] == summary["stages"][0]["error"] and summary["error"]["kind"] == "TrainingError"
+    assert summary["error"]["message"].startswith("the trainer's process died") and "\n" not in summary["error"]["message"]
     newest = Checkpoints(out / STAGE / "checkpoints").newest()
     assert newest is not None and newest.step == 2
 

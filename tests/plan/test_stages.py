@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from grpo.config import MadeModel, Tags
 from grpo.errors import RecipeError
 from grpo.loading import load_recipe
 from grpo.plan import make_plan, places
+from grpo.plan.origins import origins_of
 from grpo.run.folder import RunFolder
 from grpo.tiny import tiny_folder
 
@@ -118,6 +120,86 @@ def test_changed_rows_of_a_file_are_a_change(recipe: Path, finished: RunFolder) 
     (recipe.parent / "rows.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')
     with pytest.raises(RecipeError, match=r"files\.rows\.jsonl"):
         done(recipe, finished)
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> tuple[Path, RunFolder]:
+    """An rl stage over a model of two files, with a reward that imports a module beside it and reads a list; and a stage after it: both done."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "mine.py").write_text(
+        "from helper import words\n\ndef count(completion: str, *, names: str = '') -> float:\n    return words\n"
+    )
+    (tmp_path / "helper.py").write_text("words = 1.0\n")
+    (tmp_path / "names.txt").write_text("Ada\n")
+    recipe = tmp_path / "traced.yaml"
+    recipe.write_text(
+        RECIPE.partition("stages:")[0].replace("path: .", "path: base")
+        + "stages:\n  - {name: one, kind: rl, prompts: rows, steps: 1, rewards: [{use: ./mine.py:count, names: names.txt}]}\n"
+        "  - {name: two, kind: sft, from: one, data: rows}\n"
+    )
+    loaded, run = load_recipe(str(recipe)), RunFolder(tmp_path / "run")
+    made = {"base": tmp_path / "base"}
+    for planned in make_plan(loaded, run):
+        made[planned.stage.name] = run.stage(planned.number, planned.stage.name) / "model"
+        made[planned.stage.name].mkdir(parents=True)
+        (made[planned.stage.name] / "model.safetensors").write_text(planned.stage.name)
+        record = {"fingerprint": planned.fingerprint, "identity": dict(planned.identity)}
+        record |= {"origins": origins_of(planned.stage, loaded.recipe, loaded.base, made)}
+        run.write_record(
+            planned.number, planned.stage.name, {**record, "output": made[planned.stage.name].relative_to(run.path).as_posix()}
+        )
+    return recipe, run
+
+
+def test_what_nothing_has_changed_since_is_done_and_so_is_a_copy_of_the_same_bytes(traced: tuple[Path, RunFolder]) -> None:
+    recipe, run = traced
+    assert done(recipe, run) == [True, True]
+    weights = recipe.parent / "base" / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes(b"weights")
+    assert done(recipe, run) == [True, True]
+
+
+def test_weights_that_look_untouched_are_not_read_again(traced: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run = traced
+    loaded, made = load_recipe(str(recipe)), {"base": recipe.parent / "base"}
+    first, *_ = make_plan(loaded, run)
+    known = origins_of(first.stage, loaded.recipe, loaded.base, made)
+    read: list[str] = []
+    monkeypatch.setattr("grpo.plan.origins._digest", lambda path, *_: read.append(path.name) or "digest")
+    assert origins_of(first.stage, loaded.recipe, loaded.base, made, known) == known and done(recipe, run) == [True, True] and read == []
+    (recipe.parent / "base" / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert origins_of(first.stage, loaded.recipe, loaded.base, made, known)["base"]["model.safetensors"]["xxh3_128"] == "digest"
+    assert read == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "told"),
+    [
+        ("base/model.safetensors", "one", r"model\.safetensors \(base\)"),
+        ("base/generation_config.json", "one", r"generation_config\.json \(base\)"),  # was not there
+        ("helper.py", "one", r"helper\.py \(imported by \./mine\.py\)"),
+        ("names.txt", "one", r"names\.txt"),
+        ("run/01-one/model/model.safetensors", "two", r"model\.safetensors \(one\)"),
+    ],
+)
+def test_a_result_is_refused_once_what_it_was_made_from_is_another(
+    traced: tuple[Path, RunFolder], file: str, stage: str, told: str
+) -> None:
+    recipe, run = traced
+    (recipe.parent / file).write_bytes(b"WEIGHTS")  # as long as before
+    with pytest.raises(RecipeError, match=rf"stage '{stage}' .* changed since: {told}.*--redo {stage}"):
+        done(recipe, run)
+    assert done(recipe, run, redo=stage)[1] is False
+
+
+def test_a_finished_run_stays_done_when_its_base_is_gone(traced: tuple[Path, RunFolder]) -> None:
+    recipe, run = traced
+    shutil.rmtree(recipe.parent / "base")
+    assert done(recipe, run) == [True, True]
 
 
 def test_a_stage_depends_on_the_one_that_measured_its_prompts(recipe: Path, tmp_path: Path) -> None:

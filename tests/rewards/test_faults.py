@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 
 from rewards import RewardError, RewardRuntime, RewardSpec, ScoreInput
@@ -52,6 +54,10 @@ MINE = """
     def shows(completion, thing=None):
         return 1.0
 
+    def slow(completion):
+        time.sleep(1)
+        return 1.0
+
     def pid(completion):
         return float(os.getpid())
 
@@ -73,6 +79,26 @@ def runtime(reward_file: Callable[..., Path]) -> Iterator[Callable[..., RewardRu
     yield make
     for one in opened:
         one.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_all_processes_of_a_run_costs_no_sample(runtime, samples, signum: signal.Signals) -> None:
+    """What scancel, systemd and a closed terminal do; the driver finishes its step all the same. A process that has just begun is spared too."""
+    scorer = runtime("./mine.py:slow", deadline_s=10)
+    scored: list = []
+    scoring = threading.Thread(target=lambda: scored.extend(scorer.score(samples("a", "b"))))
+    scoring.start()
+    until = time.monotonic() + 60
+    signalled = set()
+    while scoring.is_alive() and time.monotonic() < until:
+        for process in psutil.Process().children(recursive=True):
+            if process.pid not in signalled:
+                process.send_signal(signum)
+                signalled.add(process.pid)
+        time.sleep(0.01)
+    scoring.join()
+    assert [one.reward for one in scored] == [1, 1] and [one.notes for one in scored] == [{}, {}]
+    assert len(signalled) >= 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from textwrap import dedent
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from rewards import RewardRuntime, RewardSpec, ScoreInput, Undecidable, load_reward
@@ -32,6 +33,23 @@ SLACK_S = 9.0
 def with_name(marker: str, source: str) -> str:
     named = f"import ctypes\nctypes.CDLL(None).prctl(15, b'{marker}')\n"
     return f"<answer>\n```python\n{named}{dedent(source)}\n```\n</answer>"
+
+
+def test_a_signal_to_all_processes_of_a_run_is_no_wrong_answer() -> None:
+    """The driver finishes its step: what runs in the sandbox must be scored as if nothing had happened."""
+    marker = f"s{uuid4().hex[:12]}"
+    code = with_name(marker, "import time\ntime.sleep(1.5)\nprint(int(input()) + 1)")
+    scores: list[Any] = []
+    judging = threading.Thread(target=lambda: scores.append(score(completion=code, tests=[{"stdin": "1", "stdout": "2"}], timeout_s=20.0)))
+    judging.start()
+    until = time.monotonic() + 60
+    while not running(marker) and judging.is_alive() and time.monotonic() < until:
+        time.sleep(0.05)
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for pid in [*running(marker), *(child.pid for child in psutil.Process().children(recursive=True))]:
+            os.kill(pid, signum)
+    judging.join()
+    assert scores == [1.0]
 
 
 def running(marker: str) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.errors import CheckpointError
+from grpo.errors import CheckpointError, RecipeError
 from grpo.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +56,21 @@ def test_of_two_that_begin_at_once_one_gets_the_folder(tmp_path: Path) -> None:
             process.kill()
             process.wait()
             process.stderr.close()
+
+
+def test_what_is_no_folder_is_told_without_writing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RecipeError, match=rf"cannot write to {path}: {tmp_path}/file is a file; choose another folder with --out"):
+            RunFolder(path).check()
+    RunFolder(tmp_path / "new" / "run").check()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_made_models_without_a_place_are_told_with_the_variable_that_gives_one(tmp_path: Path) -> None:
+    from grpo.recipe import _check_cache
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"made models cannot be kept in .*/file/cache, which can't be written; set GRPO_CACHE"):
+        _check_cache(tmp_path / "file" / "cache")
+    _check_cache(tmp_path / "cache")

@@ -1,23 +1,29 @@
-"""A run on one machine listens on the loopback interface only, whatever ports are taken; a cluster that RAY_ADDRESS names asks for its token."""
+"""A run starts a Ray of its own, on the loopback interface only, whatever else is there; a cluster that RAY_ADDRESS names asks for its token."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from grpo.cluster import obstacles, start_ray
+from grpo.errors import EngineError
+
 SCRIPT = """
 import contextlib, ipaddress, psutil, ray, socket
-from grpo.recipe import _start_ray
+from grpo.cluster import start_ray
 
 taken = [socket.socket() for _ in range(3)]
 for probe, port in zip(taken, (6379, 8265, 10001)):  # where Ray and its dashboard would be
     with contextlib.suppress(OSError):  # something else has it, which is as good
         probe.bind(("127.0.0.1", port))
         probe.listen()
-_start_ray()
+start_ray()
 ray.get(ray.remote(lambda: 1).remote())
 for probe in taken:
     probe.close()
@@ -44,16 +50,65 @@ input()
 
 DRIVER = """
 import os, ray
-from grpo.recipe import _start_ray
+from grpo.cluster import start_ray
 
-_start_ray()
+start_ray()
 print("ANSWER", ray.get(ray.remote(lambda: 41 + 1).remote()), os.environ.get("RAY_AUTH_MODE"))
 """
 
 
-def test_all_listeners_are_on_the_loopback_interface_whatever_ports_are_taken() -> None:
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
-    assert "OUTSIDE []" in result.stdout, result.stdout
+@pytest.fixture
+def dead_cluster() -> Iterator[dict[str, str]]:
+    """A folder where Ray finds the address of a cluster that is gone."""
+    with tempfile.TemporaryDirectory(prefix="g", dir="/tmp") as folder:
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        yield {"RAY_TMPDIR": folder}
+
+
+ODD = {
+    "RAY_ADDRESS": "local",
+    "HOME": "/proc/nohome",
+    "TMPDIR": f"/tmp/{95 * 'x'}",
+}  # what Ray's documents advise; a container; a batch job
+
+
+@pytest.mark.parametrize("is_odd", [False, True], ids=["a-dead-cluster", "an-odd-environment"])
+def test_all_listeners_are_on_the_loopback_interface_whatever_ports_are_taken(dead_cluster: dict[str, str], is_odd: bool) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | (ODD if is_odd else dead_cluster)
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, env=env, check=False)
+    assert "OUTSIDE []" in result.stdout, result.stdout + result.stderr
+    assert not Path(ODD["TMPDIR"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1 (Connection refused); start the cluster, or unset RAY_ADDRESS"),
+        ("nonsense", "'nonsense', is not HOST:PORT"),
+        ("auto", "RAY_ADDRESS=auto: no Ray cluster runs on this machine; start the cluster, or unset RAY_ADDRESS"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, told: str) -> None:
+    from ray._private import services
+
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # whoever else uses this machine
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(EngineError) as error:
+        start_ray()
+    assert told in str(error.value)
+
+
+def test_what_would_keep_ray_from_starting_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert obstacles() == []
+    monkeypatch.setattr("grpo.cluster._address_space_gib", lambda: 7.6)
+    assert obstacles() == [
+        "ulimit -v allows 7.6 GiB of address space, and Ray needs 16; run ulimit -v unlimited first, or ask for a compute node: "
+        "login nodes often set this limit"
+    ]
 
 
 @pytest.mark.faults

@@ -268,6 +268,16 @@ def test_a_run_that_stopped_shows_how_far_it_got(run: Path) -> None:
     assert 'id="stage-2"' in html and 'id="stage-3"' not in html
 
 
+def test_a_run_that_failed_says_which_stage_and_why(run: Path) -> None:
+    (run / "02-reason" / "stage.json").unlink()
+    error = {"kind": "TrainingError", "message": "the gradient was <not> finite"}
+    stages = [{"name": "cold", "kind": "sft", "status": "complete"}, {"name": "reason", "kind": "rl", "status": "failed", "error": error}]
+    write(run / "summary.json", {"recipe": "small", "status": "failed", "stages": stages, "error": error})
+    html = report(run)
+    assert "stage reason: TrainingError: the gradient was <not> finite" in Page(html).text and "<not>" not in html
+    assert '<span class="status failed">failed</span></h2>' in html  # of the stage
+
+
 def test_the_first_stage_of_a_running_run_can_be_looked_at(run: Path) -> None:
     (run / "summary.json").unlink()
     (run / "01-cold" / "stage.json").unlink()

@@ -42,7 +42,7 @@ def test_only_what_went_wrong_is_begun_again(
     child.write_text(CHILD)
     popen = supervise.subprocess.Popen
     monkeypatch.setattr(supervise.subprocess, "Popen", lambda command, **options: popen([sys.executable, child, *command[4:]], **options))
-    assert run_again_until_done([str(log), ends], ["--redo", "x"], restarts) == code
+    assert run_again_until_done([str(log), ends], ["--redo", "x"], restarts)[0] == code
     assert log.read_text().split(";")[:-1] == ["--redo x", *[""] * (starts - 1)]
 
 
@@ -55,7 +55,7 @@ sleeps = (  # has no handler yet, as while it imports
     "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); open(os.environ['STARTS'], 'a').write('x'); time.sleep(60)"
 )
 supervise.subprocess.Popen = lambda command, **options: popen([sys.executable, "-c", sleeps], **options)
-sys.exit(run_again_until_done(["run", "x"], [], 3))
+sys.exit(run_again_until_done(["run", "x"], [], 3)[0])
 """
 
 
