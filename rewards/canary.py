@@ -117,7 +117,8 @@ def problems_of(
     tried = [list(of_row) for _, of_row in groupby(trials, key=lambda trial: trial.row)]
     lines = [*_gold_refused(tried, name), *_wrong_accepted(tried, name)] if is_strict else [*_never_preferred(tried, name)]
     if check_gold is not None:
-        lines += _of_wrong_form(tried, check_gold)
+        wrong_form = list(_of_wrong_form(tried, check_gold))  # which says more than that it can't be read
+        lines = [*(line for line in lines if line[0] not in dict(wrong_form)), *wrong_form]
     return [f"row {row}: {what}; row: {_shown(rows[row])}" for row, what in lines]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 NUMBER = re.compile(r"(?:(?<![\w)\].])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)")
+BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s${}\\]+))")
+BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)|,?\s*\\text\s*\{\s*(?:and|or)\s*\}|;)[\s$]*")
 
 
 def think_text(text: str, prefill: str = "", tag: str = "think") -> str | None:
@@ -24,14 +26,28 @@ def answer_text(text: str, tag: str = "answer") -> str | None:
 
 
 def boxed_text(text: str) -> str | None:
-    r"""The inside of the last \boxed{...} whose braces close within 2,000 characters, or None."""
-    start = len(text)
-    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
-        depth = 0
-        for at in range(start + 6, min(start + 2006, len(text))):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                return text[start + 7 : at].strip()
+    r"""The inside of the last \boxed{...} or \fbox{...} whose braces close within 2,000 characters, or None. Boxes that only "and", "or" or
+    a comma parts are one answer in several boxes."""
+    found: list[str] = []
+    end = len(text)
+    for match in reversed(list(BOX.finditer(text))):
+        inside = _in_braces(text, match.end() - 1) if text[match.end() - 1] == "{" else match["bare"].rstrip(".,;:")
+        if inside is None:
+            continue
+        closes = match.end() + len(inside) + 1 if text[match.end() - 1] == "{" else match.end()
+        if found and not BETWEEN_BOXES.fullmatch(text[closes:end]):
+            break
+        found.insert(0, inside.strip())
+        end = match.start()
+    return ", ".join(found) if found else None
+
+
+def _in_braces(text: str, opening: int) -> str | None:
+    depth = 0
+    for at in range(opening, min(opening + 2000, len(text))):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[opening + 1 : at]
     return None
 
 

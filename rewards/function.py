@@ -43,6 +43,8 @@ class Options:
     gold           the column that says what is right, for an accuracy reward: where required, it is tried on it before training
     write          from that to how an answer says it, in a fence, say (by default in a box)
     check_gold     from a gold answer to what is wrong with its form in one line, or None; asked before training, by the canary
+    said           from a completion, its prefill and the settings to the answer that the function reads there, or None: what a majority vote
+                   is about
     by_model       a model gives it, so a policy can learn to please it: watched against the rewards that follow rules
     """
 
@@ -58,6 +60,7 @@ class Options:
     deadline: Callable[..., float] | None = None
     alone: bool = False
     check_gold: Callable[[str], str | None] | None = None
+    said: Callable[..., str | None] | None = None
     by_model: bool = False
 
     def __post_init__(self) -> None:

@@ -45,11 +45,11 @@ def test_every_row_can_be_checked(runtime: RewardRuntime) -> None:
 
 
 def test_gold_answers_that_cannot_be_read_are_found_among_all(runtime: RewardRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    golds = ["7", r"\frac{1}{2}", "", "nobody knows, or says", "x^2 + 1", None, "", "1/0"]
+    golds = ["7", r"\sqrt{2}", "", "nobody knows, or says", "x^2 + 1", None, "", "1/0"]
     rows = [{"answer": gold} for gold in golds]
     assert refused_golds(runtime, rows, render, name="math") == [2, 3, 5, 6, 7]
     assert refused_golds(runtime, rows[:1], render, name="math") == refused_golds(runtime, [], render, name="math") == []
-    monkeypatch.setattr(canary, "MAX_GOLDS_READ", 3)  # of five different ones that are no plain numbers, every other: a half, a text, 1/0
+    monkeypatch.setattr(canary, "MAX_GOLDS_READ", 3)  # of five different ones that are no plain numbers, every other: a root, a text, 1/0
     assert refused_golds(runtime, rows, render, name="math") == [3, 7]
 
 

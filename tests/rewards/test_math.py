@@ -269,5 +269,6 @@ def test_where_the_answer_is_looked_for(how, text: str, found: str | None) -> No
 
 def test_extraction_settings_reach_the_score() -> None:
     assert load_reward("math", extract="last_number")(completion=TEXT, answer="6") == 1
-    assert load_reward("math", extract="boxed")(completion=TEXT, answer="4") == 1
+    assert load_reward("math", extract="boxed")(completion=TEXT, answer="4") == 0  # a box in the thinking is no answer
+    assert load_reward("math", extract="boxed", after_thinking=False)(completion=TEXT, answer="4") == 1
     assert load_reward("math", answer_tag="final")(completion="<final>7</final>", answer="7") == 1
