@@ -56,6 +56,7 @@ class Table(NamedTuple):
     """A matrix or a column."""
 
     rows: tuple[tuple[Node, ...], ...]
+    latex: str
 
 
 class Time(NamedTuple):

@@ -6,7 +6,9 @@ import re
 
 NUMBER = re.compile(r"(?:(?<![\w)\].])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\d)\.\d+)")
 BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s${}\\]+))")
-BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)|,?\s*\\text\s*\{\s*(?:and|or)\s*\}|;)[\s$]*")
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s$;,]|\\(?:[()\[\],;]|q?quad))*(?:(?:and|or|\\text\s*\{\s*(?:and|or)\s*\})(?:[\s$]|\\(?:[()\[\],;]|q?quad))*)?"
+)
 
 
 def think_text(text: str, prefill: str = "", tag: str = "think") -> str | None:

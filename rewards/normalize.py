@@ -49,9 +49,7 @@ COMPATIBLE = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff\u3000\u00a0\u2000-\
 LOST = {"\a": r"\a", "\b": r"\b", "\v": r"\v", "\f": r"\f", "\t": r"\t", "\r": r"\r", "\n": r"\n"}
 LOST_COMMAND = re.compile(r"[\a\b\v\f]|\t(?:ext|imes|heta|frac|an\b|au\b|o\b)|\r(?:ight|ho\b|angle|m\b)|\n(?:eq?\b|u\b|eg\b)")
 
-SPACING = re.compile(
-    r"(?<!\\)\\(?:[,;:! ]|quad\b|qquad\b|displaystyle\b|textstyle\b|limits\b|left\b(?!arrow)|right\b(?!arrow)|[bB]igg?[lrm]?\b)|~"
-)
+SPACING = re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad|displaystyle\b|textstyle\b|limits\b|left\b(?!arrow)|right\b(?!arrow)|[bB]igg?[lrm]?\b)|~")
 COLOUR = re.compile(r"\\(?:textcolor|color|colorbox)\s*(?:\[\w+\])?\{[\w!#-]*\}(?:\{([^{}]*)\})?|\\(?:bf|boldmath|large|Large)\b")
 MARKUP = re.compile(r"</?(?:b|i|em|strong|u|span|p|code|font|div|center)(?:\s[^<>]*)?>|<br\s*/?>", re.IGNORECASE)
 HTML_SCRIPT = re.compile(r"<(su[pb])>(.*?)</\1>", re.IGNORECASE)
@@ -86,7 +84,9 @@ def undressed(text: str) -> str:
         text = mark.sub(r"\1", text)
     text = COLOUR.sub(lambda found: found[1] or "", text)
     text = re.sub(r"(\d)\.(?=\s*[/*])", r"\1", text)
-    text = re.sub(r"(\d)(?:\{,\}|\\[,!]|\\,\s*)(?=\d{3}(?!\d))", r"\1,", text)
+    text = re.sub(r"(\d)(?:\{,\}|,?\\[,!]\s*)(?=\d{3}(?!\d))", r"\1,", text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # escaped twice
     text = SPACING.sub(" ", text.replace(r"\!", ""))
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\l?dots|\\cdots", r"\\ldots ", text)

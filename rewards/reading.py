@@ -35,7 +35,7 @@ BOUNDS = (
 VERBS = frozenset(("is", "are", "equals", "equal", "be", "becomes", "was", "were", "gives", "yields", "get", "obtain", "have", "has"))
 JOINING = frozenset(("and", "or", "und", "oder", "和", "或", "或者"))
 FILLER = frozenset(("either", "both", "respectively", "only", "exactly", "approximately", "about", "roughly", "hence", "thus", "so"))
-SIGNS = {"=": "=", "<": "<", ">": ">", "lt": "<", "gt": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "=", "equiv": "=="}
+SIGNS = {"=": "=", "<": "<", ">": ">", "lt": "<", "gt": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "~", "equiv": "=="}
 SIGNS |= {"leqslant": "<=", "geqslant": ">=", "≡": "=="}
 OPENING = {
     "(": ")",
@@ -53,7 +53,7 @@ TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\(?:text|mathrm)\{)?[\s~]*([aAp
 IN_BASE = re.compile(r"([0-9A-Z]+)_(?:\{?(?:\\text\{)?(\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}?\}?)")
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 BASES |= {"twelve": "12", "sixteen": "16"}
-TABLE = re.compile(r"\\begin\s*\{([pb]?matrix|array|smallmatrix)\}(?:\s*\{[clr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
+TABLES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix"))
 SOLUTION_MARKS = re.compile(r"^(?:.*\n)?####\s*")
 WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 
@@ -73,9 +73,6 @@ def read(text: str) -> Node:
         return Time(int(match[1]) % 12 * 60 + int(match[2]) if match[3] else int(match[1]) * 60 + int(match[2]), (match[3] or "").lower())
     if match := IN_BASE.fullmatch(bare.replace(" ", "")):
         return InBase(match[1], BASES.get(match[2], match[2]))
-    if (match := TABLE.fullmatch(bare)) or (match := TABLE.fullmatch(bare[1:-1].strip() if bare[:1] + bare[-1:] in ("[]", "()") else "")):
-        rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr\b", match[2].replace(r"\hline", "")) if row.strip()]
-        return Table(tuple(tuple(read(cell) for cell in row.split("&")) for row in rows))
     found = _stripped(tokens(text))
     if words := words_of(text):
         if any(token.is_roman for token in found) or len(found) == 1 and found[0].kind == "name":
@@ -109,10 +106,20 @@ def _answer(found: Sequence[Token]) -> Node:
             tail = tail[1:]
         return _answer(tail)
     found = [token for token in found if token.kind != "word" or token.text.casefold() not in FILLER]
+    found = _without_introduction(found)
     parts = _split(found, lambda token: token.text in (",", ";") and token.kind == "sign" or token.text.casefold() in JOINING)
     if len(parts) > 1:
         return Several(tuple(_part(part) for part in parts))
     return _part(parts[0] if parts else found)
+
+
+def _without_introduction(found: Sequence[Token]) -> Sequence[Token]:
+    """Without the words before a formula, unless they are what it is about: "area = 5"."""
+    start = next((at for at, token in enumerate(found) if token.kind != "word"), 0)
+    if not start or found[0].is_roman or found[start].text in SIGNS or found[start].text in "$£€,;|'-.)":
+        return found
+    start += found[start].text == ":"
+    return found[start:] if not any(token.kind == "word" and token.text.casefold() in JOINING for token in found[:start]) else found
 
 
 def _part(found: Sequence[Token]) -> Node:
@@ -127,7 +134,7 @@ def _part(found: Sequence[Token]) -> Node:
     sides = _split(found, lambda token: token.text in SIGNS and token.kind in ("sign", "command"), keep=True)
     if len(sides) > 1:
         return _relation(sides)
-    if (node := _bracketed(found)) is not None:
+    if (node := _table(found) or _bracketed(found)) is not None:
         return node
     unions = _split(found, lambda token: token.text == "cup" and token.kind == "command")
     if len(unions) > 1:
@@ -154,8 +161,11 @@ def _relation(sides: Sequence[Sequence[Token]]) -> Node:
         if at + 1 < len(signs) and sign in "<>=" and signs[at + 1] == "=" and not texts[at + 1]:
             signs[at : at + 2], texts[at + 1 : at + 3] = [(sign + "=")], [texts[at + 2]]
             break
-    if signs and signs[0] == "=" and texts[0] and texts[0][-1].text == "!" and texts[0][-1].kind == "sign" and texts[0][-1].is_spaced:
+    if signs and signs[0] == "=" and texts[0] and texts[0][-1].text == "!" and len(texts[0]) > 1:
         signs[0], texts[0] = "!=", texts[0][:-1]
+    while len(signs) > 1 and signs[-1] == "~":
+        signs, texts = signs[:-1], texts[:-1]
+    signs = ["=" if sign == "~" else sign for sign in signs]
     if not all(texts):
         if not texts[0] and all(texts[1:]) and set(signs) == {"="}:
             return _part(texts[-1])  # = 5
@@ -196,6 +206,26 @@ def _bracketed(found: Sequence[Token]) -> Node | None:
     if len(parts) < 2 and not is_set:
         return None
     return Bracketed("{" if is_set else opening, tuple(_part(part) for part in parts), "}" if is_set else closing)
+
+
+def _table(found: Sequence[Token]) -> Table | None:
+    r"""\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}; an array may stand in brackets."""
+    if len(found) > 2 and _mark(found[0]) + _mark(found[-1]) in ("[]", "()") and found[1].text == "begin":
+        found = found[1:-1]
+    if found[0].text != "begin" or found[0].kind != "command" or found[-1].text != "}":
+        return None
+    opens = found.index(Token("sign", "}"), 1) if Token("sign", "}") in found else 0
+    environment = "".join(token.text for token in found[2:opens])
+    ends = [at for at, token in enumerate(found) if token.kind == "command" and token.text == "end"]
+    if environment not in TABLES or len(ends) != 1 or len(found) - ends[0] != opens + 1:
+        return None
+    cells = found[opens + 1 : ends[0]]
+    if environment == "array" and cells and cells[0].text == "{":
+        cells = cells[cells.index(Token("sign", "}")) + 1 :]
+    cells = [token for token in cells if token.text != "hline"]
+    rows = _split(cells, lambda token: token.kind == "command" and token.text in ("\\", "cr"))
+    read_rows = tuple(tuple(_part(cell) for cell in _split(row, lambda token: token.text == "&")) for row in rows if row)
+    return Table(read_rows, _latex(found))
 
 
 def _value(found: Sequence[Token]) -> Value:
@@ -353,13 +383,11 @@ def _stripped(found: Sequence[Token]) -> list[Token]:
 def _latex(found: Sequence[Token]) -> str:
     r"""The tokens as LaTeX: for math-verify, which reads letters side by side as a product."""
     written = []
-    for token in found:
+    for token, following in zip(found, [*found[1:], None], strict=True):
         if token.kind == "command":
-            written.append(f"\\{token.text}" + (" " if token.text.isalpha() else ""))
+            written.append(f"\\{token.text}" + (" " if token.text.isalpha() and following and following.kind == "name" else ""))
         elif token.kind == "word":
             written.append(f"\\text{{{token.text}}}")
-        elif " " in token.text:
-            written.append("\\{}{{{}}}".format(*token.text.split(" ", 1)))
         else:
-            written.append(token.text + (" " if token.kind == "name" else ""))
+            written.append("\\{}{{{}}}".format(*token.text.split(" ", 1)) if " " in token.text else token.text)
     return "".join(written).strip()

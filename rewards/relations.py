@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rewards import formula
-from rewards.answers import Bracketed, Node, Relation, Union, Value, Words
+from rewards.answers import Bracketed, Node, Ratio, Relation, Union, Value, Words
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!=", "==": "=="}
 
@@ -21,6 +21,8 @@ def assigned(relation: Relation) -> tuple[Any, Node] | None:
             return name, value
         if isinstance(name, Value) and _is_name(name):
             return name.latex.replace(" ", ""), value
+        if isinstance(name, Ratio) and isinstance(value, Ratio) and all(isinstance(part, Value) and _is_name(part) for part in name.parts):
+            return name, value
         if isinstance(name, Bracketed) and name.opening == "(" and isinstance(value, Bracketed) and not _has_numbers(name):
             return name, value
     return None
@@ -35,6 +37,8 @@ def _is_name(value: Value) -> bool:
         tree = tree[1]
     if tree[0] == "name":
         return tree[1] not in formula.CONSTANTS
+    if tree[0] == "/" and re.fullmatch(r"\\frac\{[A-Z]{1,2}\}\{[A-Z]{1,2}\}|[A-Z]{2}/[A-Z]{2}", latex):
+        return True
     is_letters = bool(re.fullmatch(r"\|?[A-Z]{2,4}'?\|?|\\(?:angle|triangle)[A-Z]+|m?\\angle[A-Z]+", latex))
     return is_letters or bool(re.fullmatch(r"[A-Za-z]'*\([A-Za-z0-9](?:,[A-Za-z0-9])*\)", latex))
 

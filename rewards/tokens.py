@@ -58,6 +58,8 @@ def tokens(text: str) -> list[Token]:
     """Of a text without dressing (see normalize.undressed). Formulas may stand between dollar signs or not."""
     if PRICES.fullmatch(text):
         text = text.replace("$", r"\$")
+    if re.search(r"\$\s*(?:and|or|,|;)\s*\$", text) and not text.startswith("$"):
+        text = text.replace("$", " ")  # of "$2$ and $3$" a box may hold the middle
     found: list[Token] = []
     at = 0
     for match in MATHEMATICS.finditer(text):
@@ -160,7 +162,7 @@ def _letters(run: str, is_spaced: bool, before: Token | None, rest: str, is_pros
 
 def _is_word(run: str, is_spaced: bool, before: Token | None, rest: str, is_prose: bool) -> bool:
     """Can these letters not be a product?"""
-    if not run.isascii() or run.casefold() in UNREADABLE:
+    if not run.isascii() or run.casefold() in UNREADABLE or run in ("and", "or"):
         return True
     ends_operand = before is not None and (before.kind in ("number", "name") or before.text in (")", "}", "]", "%"))
     is_open = not rest.strip() or rest[0] in " .,;^/)" or rest[:2] == "\\ "

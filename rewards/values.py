@@ -48,17 +48,11 @@ def _same_formula(gold: Value, given: Value) -> bool:
     assert gold.tree is not None and given.tree is not None
     rounded_by = max((each.number.rounded_by for each in (gold, given) if each.number is not None), default=0)
     letters = formula.names(gold.tree) | formula.names(given.tree)
-    num_equal = 0
-    for number in range(PROBES if letters else 1):
-        pair = at_probe(number, letters, gold, given)
-        if pair is None:
-            continue
-        if not near(pair[0], pair[1], 0.0 if letters else float(rounded_by)):
-            return False
-        num_equal += 1
-    if not num_equal:
+    pairs = [pair for number in range(PROBES if letters else 1) if (pair := at_probe(number, letters, gold, given)) is not None]
+    real = [pair for pair in pairs if not any(each.imag for each in pair)]  # what a root of a negative number is, is a convention
+    if not pairs:
         raise Unknown
-    return True
+    return all(near(one, other, 0.0 if letters else float(rounded_by)) for one, other in real or pairs)
 
 
 def at_probe(number: int, letters: frozenset[str], *values: Value | formula.Tree) -> list[Any] | None:
