@@ -313,6 +313,8 @@ def _series(tree: Tree, letters: Mapping[str, Any]) -> Any:
 
 
 def _power(mp: Any, base: Any, exponent: Any) -> Any:
+    if base and mp.isint(exponent) and abs(exponent) <= 1000:
+        return base ** int(exponent.real)
     if abs(exponent) > 10**6 and not mp.isinf(exponent) or abs(exponent) * abs(mp.log(abs(base) or 1)) > 10**7:
         raise ValueError("a power out of reach")
     if base == 0 and mp.re(exponent) < 0:

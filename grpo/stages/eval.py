@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from grpo.run.records import JsonLines, read_jsonl_rows, write_json
 from grpo.stages.workplace import Outcome, Workplace
 from grpo.storage import file_digest
 from grpo.types import Checkpoint
+from rewards import RewardRuntime, ScoreInput
 from rewards.extract import answer_text, last_number
+from rewards.numbers import plain_number, same_number
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Sampling
 
@@ -135,7 +138,22 @@ def measure(
     if items_path is not None:
         with JsonLines(items_path) as file:
             file.write_all(items)
+    for line in pass_at_gaps(items, settings):
+        work.progress.say(f"  {line}")
     return scores_of(items, settings)
+
+
+def pass_at_gaps(items: Sequence[Mapping[str, Any]], settings: Evaluation) -> list[str]:
+    """One line for each k for which some problems have fewer than k judged samples, so that pass@k is about the others, or missing."""
+    judged = Counter(item["prompt_id"] for item in items if item["accuracy"] is not None and item["lenient"] is not None)
+    total = len({item["prompt_id"] for item in items})
+    enough = {k: sum(count >= k for count in judged.values()) for k in settings.pass_at}
+    return [
+        f"evaluation: pass_at_{k} {f'is over {count} of {total} problems' if count else 'is missing'}: "
+        f"{'the others have' if count else 'no problem has'} {'fewer than ' if count else ''}{k} judged samples"
+        for k, count in enough.items()
+        if count < total
+    ]
 
 
 def grade(
@@ -148,11 +166,13 @@ def grade(
     from grpo.stages.scoring import score_inputs
 
     named = [use.model_copy(update={"name": name, "required": False}) for name, use in uses.items()]
+    inputs = score_inputs(prompts, completions)
     with work.rewards(named) as runtime:
-        scored = runtime.score(score_inputs(prompts, completions))
+        scored = runtime.score(inputs)
+        votes = votes_of(runtime, inputs, [judged.parts["accuracy"] for judged in scored], work.recipe.tags.answer)
     flat = [(prompt, completion) for prompt, drawn in zip(prompts, completions, strict=True) for completion in drawn]
     items = []
-    for (prompt, completion), judged in zip(flat, scored, strict=True):
+    for (prompt, completion), judged, vote in zip(flat, scored, votes, strict=True):
         parts = judged.parts
         form = parts.get("well_formed", 1.0)
         right = None if parts["accuracy"] is None or form is None else float(parts["accuracy"] == 1.0 and form == 1.0)
@@ -164,13 +184,58 @@ def grade(
                 "text": completion.text,
                 "finish": completion.finish,
                 "completion_tokens": completion.num_tokens,
-                "said": answer_text(completion.text, work.recipe.tags.answer) or last_number(completion.text),
+                "said": vote,
                 "accuracy": right,
                 "lenient": parts["lenient"],
                 "well_formed": form,
             }
         )
     return items
+
+
+def votes_of(runtime: RewardRuntime, inputs: Sequence[ScoreInput], scores: Sequence[float | None], answer_tag: str) -> list[str | None]:
+    """What each sample votes for in maj@k: its answer as the accuracy reward reads it, in the words of the first equal one of its problem.
+
+    Answers that are right are equal to the gold answer, and so to each other. Wrong ones are compared as plain numbers, and what is more than
+    that by the reward itself, in its processes, with one sample's answer as the other's gold answer.
+    """
+    reward = runtime.rewards["accuracy"]
+    said, gold = reward.options.said, reward.options.gold
+    votes: list[str | None] = []
+    waiting: dict[Hashable, list[int]] = {}
+    for index, sample in enumerate(inputs):
+        text = sample.columns["completion"]
+        found = said(text, sample.columns["prefill"], **reward.settings) if said else answer_text(text, answer_tag) or last_number(text)
+        votes.append(found)
+        if found is not None:
+            waiting.setdefault(sample.group, []).append(index)
+
+    def is_same(one: int, other: int) -> bool:
+        if scores[one] == 1 or scores[other] == 1:
+            return scores[one] == scores[other]
+        return votes[one] == votes[other] or same_number(plain_number(votes[one] or ""), plain_number(votes[other] or ""))
+
+    while waiting := {group: indices for group, indices in waiting.items() if indices}:
+        pairs = []
+        for group, (leader, *others) in waiting.items():
+            equal = [index for index in others if is_same(leader, index)]
+            for index in equal:
+                votes[index] = votes[leader]
+            rest = [index for index in others if index not in equal]
+            waiting[group] = rest
+            if said and gold and scores[leader] != 1:
+                pairs += [(group, leader, index) for index in rest if scores[index] != 1 and not _are_numbers(votes[leader], votes[index])]
+        asked = [ScoreInput({**inputs[index].columns, gold: votes[leader]}, group) for group, leader, index in pairs if gold]
+        judged = runtime.score(asked, {"accuracy": 1.0}) if asked else []
+        for (group, leader, index), verdict in zip(pairs, judged, strict=True):
+            if verdict.parts["accuracy"] == 1:
+                votes[index] = votes[leader]
+                waiting[group].remove(index)
+    return votes
+
+
+def _are_numbers(*answers: str | None) -> bool:
+    return all(plain_number(answer or "") is not None for answer in answers)
 
 
 def scores_of(items: Sequence[Mapping[str, Any]], settings: Evaluation) -> Scores:
@@ -185,12 +250,10 @@ def scores_of(items: Sequence[Mapping[str, Any]], settings: Evaluation) -> Score
     judged = [item for problem in problems for item in problem]
     accuracy, accuracy_se = mean_and_standard_error([[item["accuracy"] for item in problem] for problem in problems])
     lenient, lenient_se = mean_and_standard_error([[item["lenient"] for item in problem] for problem in problems])
-    complete = [problem for problem in problems if len(problem) == settings.samples_per_prompt]
     pass_at = {
-        f"pass_at_{k}": sum(pass_at_k(len(problem), sum(item["accuracy"] == 1.0 for item in problem), k) for problem in complete)
-        / len(complete)
+        f"pass_at_{k}": _mean([pass_at_k(len(problem), sum(item["accuracy"] == 1.0 for item in problem), k) for problem in enough])
         for k in settings.pass_at
-        if complete
+        if (enough := [problem for problem in problems if len(problem) >= k])
     }
     majority = [majority_score([item["said"] for item in problem], [item["accuracy"] for item in problem]) for problem in problems]
     return Scores(
