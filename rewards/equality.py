@@ -35,7 +35,9 @@ PROSE = re.compile(r"[^\W\d_]{2,}")
 
 def readable(answer: Any) -> str:
     """A gold answer's text, whatever its type; empty for nothing, and for what is longer than an answer can be."""
-    text = "" if answer is None else str(answer).strip()
+    text = "" if answer is None else str(answer)
+    if lost_backslash(text) is None:  # else a form feed at its beginning is what was \f
+        text = text.strip()
     return text if len(text) <= MAX_CHARACTERS else ""
 
 

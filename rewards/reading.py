@@ -9,7 +9,7 @@ from functools import lru_cache
 from rewards import formula
 from rewards.answers import Bracketed, InBase, NoAnswer, Node, Ratio, Relation, Several, Table, Time, Union, Value, Words
 from rewards.formula import Tree, Unparsable
-from rewards.normalize import lost_backslash, undressed
+from rewards.normalize import lost_backslash, one_line_of_mathematics, undressed
 from rewards.numbers import plain_number
 from rewards.tokens import UNREADABLE, Token, tokens
 from rewards.units import CURRENCIES, UNITS, unit_of
@@ -55,6 +55,9 @@ BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven"
 BASES |= {"twelve": "12", "sixteen": "16"}
 TABLES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix"))
 SOLUTION_MARKS = re.compile(r"^(?:.*\n)?####\s*")
+SAYS_ANSWER = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the|my) )?(?:(?:final|correct) )?answer(?: is:?| ?[:=]) *(.+)", re.I
+)
 WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 
 
@@ -68,13 +71,15 @@ def read(text: str) -> Node:
         raise NoAnswer("there is nothing to read")
     if (number := plain_number(text)) is not None:
         return Value(("number", str(number.value)), text, number)
-    bare = text.strip("$ ")
+    if match := SAYS_ANSWER.fullmatch(text):
+        return read(match[1])
+    bare = one_line_of_mathematics(text)
     if (match := TIME.fullmatch(bare)) and int(match[1]) < 24:
         return Time(int(match[1]) % 12 * 60 + int(match[2]) if match[3] else int(match[1]) * 60 + int(match[2]), (match[3] or "").lower())
     if match := IN_BASE.fullmatch(bare.replace(" ", "")):
         return InBase(match[1], BASES.get(match[2], match[2]))
     found = _stripped(tokens(text))
-    if words := words_of(text):
+    if words := words_of(bare):
         if any(token.is_roman for token in found) or len(found) == 1 and found[0].kind == "name":
             return Words(words)
     node = _answer(found)
@@ -326,8 +331,21 @@ def _without_currency(found: Sequence[Token]) -> tuple[Sequence[Token], str | No
 
 def _unit(rest: Sequence[Token]) -> str | None:
     """The units among words, in order; None where there is none."""
-    known = [unit for token in rest if token.kind in ("word", "name") and (unit := unit_of(token.text)) is not None]
-    return " ".join(unit for unit in known if unit not in ("square", "cubic", "unit")) or None
+    known: list[str] = []
+    power = ""
+    for at, token in enumerate(rest):
+        unit = unit_of(token.text) if token.kind in ("word", "name") else None
+        if unit in ("square", "cubic"):
+            power = {"square": "^2", "cubic": "^3"}[unit]
+        elif unit is not None and unit != "unit":
+            raised = "".join(each.text for each in rest[at + 1 : at + 5] if each.text not in "{}") if _follows_power(rest, at) else ""
+            known.append(unit + (re.match(r"\^-?\d*", raised) or [power])[0])
+            power = ""
+    return " ".join(known) or None
+
+
+def _follows_power(rest: Sequence[Token], at: int) -> bool:
+    return at + 1 < len(rest) and rest[at + 1].text == "^"
 
 
 def _signed(found: Sequence[Token], is_upper: bool) -> list[Token]:
@@ -390,4 +408,4 @@ def _latex(found: Sequence[Token]) -> str:
             written.append(f"\\text{{{token.text}}}")
         else:
             written.append("\\{}{{{}}}".format(*token.text.split(" ", 1)) if " " in token.text else token.text)
-    return "".join(written).strip()
+    return re.sub(r"\\(begin|end)\{\\text\{(\w+)\}\}", r"\\\1{\2}", "".join(written)).strip()

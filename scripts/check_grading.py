@@ -72,7 +72,7 @@ def reworded(gold: str) -> Iterator[Pair]:
     for digit in numbers[-1:]:
         yield gold, f"{bare[: digit.start()]}{(int(digit[0]) + 1) % 10}{bare[digit.end() :]}", 0
     if re.fullmatch(r"[\d.,]+", bare):
-        yield gold, f"{bare}a", 0
+        yield gold, f"{bare}a" if bare.strip("0.,") else "a", 0
         yield gold, f"-{bare}" if bare.strip("0.,") else "1", 0
         yield gold, f"x+{bare}", 0
     yield gold, f"not ${bare}$", 0
