@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rewards.normalize import one_line_of_mathematics
 
+SIMPLE = re.compile(r"-?[0-9]{1,50}(?:\.[0-9]{1,50})?")
 DIGITS = r"\d{1,3}(?:[, ]\d{3})+|\d+"
 PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?(?:(?P<whole>{DIGITS})?(?:\.(?P<decimals>\d+))?(?:[eE](?P<exponent>[-+]?\d{{1,3}}))?)")
 RATIO = re.compile(r"(?P<sign>[-+]?)\s?(?:(?P<whole>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)")
@@ -44,6 +45,8 @@ def plain_number(text: str) -> Number | None:
     r"""An integer, decimal, fraction, mixed or periodic number, percentage, or power of ten, separators allowed; None for anything else."""
     if len(text) > 200 or not any(map(str.isdigit, text)):
         return None
+    if SIMPLE.fullmatch(text):  # nearly all there are
+        return _number(text)
     text = one_line_of_mathematics(text)
     if len(text) > 100:
         return None

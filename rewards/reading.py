@@ -11,7 +11,7 @@ from rewards.answers import Bracketed, InBase, NoAnswer, Node, Ratio, Relation, 
 from rewards.formula import Tree, Unparsable
 from rewards.normalize import lost_backslash, one_line_of_mathematics, undressed
 from rewards.numbers import plain_number
-from rewards.tokens import UNREADABLE, Token, tokens
+from rewards.tokens import UNREADABLE, Token, as_latex, tokens
 from rewards.units import CURRENCIES, UNITS, unit_of
 
 REFUSALS = frozenset(
@@ -230,7 +230,7 @@ def _table(found: Sequence[Token]) -> Table | None:
     cells = [token for token in cells if token.text != "hline"]
     rows = _split(cells, lambda token: token.kind == "command" and token.text in ("\\", "cr"))
     read_rows = tuple(tuple(_part(cell) for cell in _split(row, lambda token: token.text == "&")) for row in rows if row)
-    return Table(read_rows, _latex(found))
+    return Table(read_rows, as_latex(found))
 
 
 def _value(found: Sequence[Token]) -> Value:
@@ -261,7 +261,7 @@ def _value(found: Sequence[Token]) -> Value:
         unit = _unit(rest) or unit
     if unit == "percent":
         is_percent, unit = True, None
-    latex = _latex(found)
+    latex = as_latex(found)
     number = plain_number(latex)
     if number is not None:
         return Value(("number", str(number.value)), latex, number._replace(is_percent=is_percent or number.is_percent), unit)
@@ -396,16 +396,3 @@ def _stripped(found: Sequence[Token]) -> list[Token]:
     while found and found[-1].kind == "sign" and found[-1].text in (".", ",", ":", ";", '"', "*", "?"):
         found.pop()
     return found
-
-
-def _latex(found: Sequence[Token]) -> str:
-    r"""The tokens as LaTeX: for math-verify, which reads letters side by side as a product."""
-    written = []
-    for token, following in zip(found, [*found[1:], None], strict=True):
-        if token.kind == "command":
-            written.append(f"\\{token.text}" + (" " if token.text.isalpha() and following and following.kind == "name" else ""))
-        elif token.kind == "word":
-            written.append(f"\\text{{{token.text}}}")
-        else:
-            written.append("\\{}{{{}}}".format(*token.text.split(" ", 1)) if " " in token.text else token.text)
-    return re.sub(r"\\(begin|end)\{\\text\{(\w+)\}\}", r"\\\1{\2}", "".join(written)).strip()

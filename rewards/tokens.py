@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from rewards.units import UNITS
@@ -196,3 +197,16 @@ def _drop_raising(found: list[Token], text: str, at: int) -> int:
     if found and found[-1].text == "^":
         found.pop()
     return at
+
+
+def as_latex(found: Sequence[Token]) -> str:
+    r"""The tokens as LaTeX: for math-verify, which reads letters side by side as a product."""
+    written = []
+    for token, following in zip(found, [*found[1:], None], strict=True):
+        if token.kind == "command":
+            written.append(f"\\{token.text}" + (" " if token.text.isalpha() and following and following.kind == "name" else ""))
+        elif token.kind == "word":
+            written.append(f"\\text{{{token.text}}}")
+        else:
+            written.append("\\{}{{{}}}".format(*token.text.split(" ", 1)) if " " in token.text else token.text)
+    return re.sub(r"\\(begin|end)\{\\text\{(\w+)\}\}", r"\\\1{\2}", "".join(written)).strip()

@@ -78,12 +78,8 @@ def reworded(gold: str) -> Iterator[Pair]:
     yield gold, f"not ${bare}$", 0
     yield gold, f"${bare}$ or $77$", 0
     yield gold, f"anything but ${bare}$", 0
-    if (
-        len(found := re.split(r",\s*", bare)) > 1
-        and not re.fullmatch(r"[\d,]+", bare)
-        and len(set(found)) == len(found)
-        and "(" not in bare
-    ):
+    is_list = not re.search(r"[(\[{]|\\!|^[\d,]+$", bare)
+    if is_list and len(found := re.split(r",\s*", bare)) > 1 and len(set(found)) == len(found):
         yield gold, ", ".join(found[1:]), 0
         yield gold, ", ".join(reversed(found)), 1
 

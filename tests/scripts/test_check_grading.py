@@ -34,7 +34,7 @@ def test_labelled_pairs_are_counted_beside_math_verify(rows) -> None:
     found, _ = told(rows(*[{"gold": gold, "answer": answer, "label": label} for gold, answer, label in pairs]))
     ours = found["graders"]["math"]
     assert (ours["agreement"], ours["wrong_paid"], ours["right_not_paid"], ours["abstained"]) == (0.6, 1, 1, 0)
-    assert found["graders"]["math-verify, plain"]["wrong_paid"] == 2  # 9t too: a unit, to math-verify
+    assert found["graders"]["math-verify, plain"]["wrong_paid"] == 3  # to it, ab and t are units
     assert set(found["graders"]) == {"math", "math-verify, plain", "math-verify, boxed"}
 
 
