@@ -6,6 +6,7 @@ from __future__ import annotations
 ELSEWHERE = {
     # TRL, and open-r1 which calls it
     "beta": "kl_coef",
+    "chat_template_kwargs": "template_options, of the recipe",
     "epsilon": "clip_low",
     "epsilon_high": "clip_high",
     "eval_steps": "eval_every",

@@ -61,7 +61,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def test_the_list_has_every_shipped_reward_with_columns_and_defaults(reward: Reward) -> None:
     listed = {row["name"]: row for row in json.loads(reward("list", "--json").stdout)["rewards"]}
     assert listed.keys() >= {"math", "exact", "format", "language", "length", "repetition"}
-    assert listed["math"]["columns"] == ["completion", "answer"] and listed["math"]["settings"]["extract"] == "answer_tag"
+    assert listed["math"]["columns"] == ["completion", "answer", "prefill?"] and listed["math"]["settings"]["extract"] == "answer_tag"
     assert listed["format"]["columns"] == ["completion", "prefill?"]
     assert listed["length"]["settings"] == {"max_tokens": "(no default)", "buffer": None}
     assert listed["length"]["about"].startswith("0 up to max_tokens - buffer")
@@ -70,7 +70,7 @@ def test_the_list_has_every_shipped_reward_with_columns_and_defaults(reward: Rew
 def test_a_sound_reward_passes_and_its_completions_are_scored(reward: Reward, tmp_path: Path) -> None:
     write_rows(
         tmp_path / "drawn.jsonl",
-        [{"row": 0, "completion": "<answer>2</answer>"}, {"prompt": "3 + 3", "text": "<answer>six</answer>", "completion_tokens": 4}],
+        [{"row": 0, "completion": "<answer>2</answer>"}, {"prompt": "3 + 3", "text": "<answer>x^</answer>", "completion_tokens": 4}],
     )
     result = reward("test", "math", "--data", "sums.jsonl", "--completions", "drawn.jsonl", "--json")
     assert result.exit_code == 0, result.output

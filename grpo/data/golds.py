@@ -99,7 +99,7 @@ def unreadable_golds(
 def describe(rows: NamedRows, read: GoldsRead, name: str, column: str, sources: Mapping[str, int]) -> Unreadable:
     """``rows``: those that the reward can judge, each with its place."""
     shown = [f"{rows[index][0]} {_gold_shown(rows[index][1].get(column))}" for index in read.refused[:SHOWN_GOLDS]]
-    return Unreadable(name, len(read.refused), read.num_rows, shown, sources)
+    return Unreadable(name, len(read.refused), read.num_rows, shown, dict(sources))
 
 
 def _gold_shown(gold: Any) -> str:

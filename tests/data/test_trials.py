@@ -26,10 +26,10 @@ data:
   elsewhere: {{hub: somebody/something}}
 stages:
   - {{name: first, kind: sft, data: lessons}}
-  - {{name: second, kind: rl, from: first, prompts: rows, steps: 1, rewards: [{{use: math}}]}}
-  - {{name: third, kind: rl, from: second, prompts: [rows], steps: 1, rewards: [{{use: math}}]}}
-  - {{name: fourth, kind: rl, from: third, prompts: drawn, steps: 1, rewards: [{{use: math}}]}}
-  - {{name: fifth, kind: rl, from: fourth, prompts: elsewhere, steps: 1, rewards: [{{use: math}}]}}
+  - {{name: second, kind: rl, from: first, prompts: rows, steps: 1, max_prompt_tokens: 64, max_completion_tokens: 64, rewards: [{{use: math}}]}}
+  - {{name: third, kind: rl, from: second, prompts: [rows], steps: 1, max_prompt_tokens: 64, max_completion_tokens: 64, rewards: [{{use: math}}]}}
+  - {{name: fourth, kind: rl, from: third, prompts: drawn, steps: 1, max_prompt_tokens: 64, max_completion_tokens: 64, rewards: [{{use: math}}]}}
+  - {{name: fifth, kind: rl, from: fourth, prompts: elsewhere, steps: 1, max_prompt_tokens: 64, max_completion_tokens: 64, rewards: [{{use: math}}]}}
 """
 
 

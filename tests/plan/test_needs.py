@@ -352,7 +352,8 @@ def test_a_plan_says_which_gold_answers_no_sample_can_match_and_refuses_rewards_
     ran = grpo("plan", str(recipe), "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)["gold_answers"]
-    assert told["problems"] == [] and "1 of 40 gold answers are not right by 'math' themselves" in told["refused"][0]
+    (unreadable,) = told["unreadable"]
+    assert told["problems"] == [] and (unreadable["num"], unreadable["num_rows"], unreadable["sources"]) == (1, 40, {"rows": 1})
     ran = grpo("plan", str(recipe), "data.rows.columns={answer: prompt}", "stages.one.rewards=[{use: exact}, {use: choice}]", cwd=tmp_path)
     assert ran.returncode == 2 and "the rewards cannot be trusted with these rows" in ran.stderr, ran.stderr
 
