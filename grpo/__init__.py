@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo.recipe import run_recipe
+    from grpo.pipeline.run import run_recipe
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "run_recipe"]
@@ -46,7 +46,7 @@ for _name in ("rewards", "rollout"):
 
 def __getattr__(name: str) -> Any:
     if name == "run_recipe":
-        from grpo.recipe import run_recipe
+        from grpo.pipeline.run import run_recipe
 
         return run_recipe
     raise AttributeError(f"module 'grpo' has no attribute {name!r}")

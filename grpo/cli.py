@@ -31,7 +31,7 @@ COLUMNS_OF_A_FILE = 120  # where no window says how wide it is
 
 def _shipped_names() -> list[str]:
     """What a shell completes RECIPE to, beside files."""
-    from grpo.loading import shipped_recipes
+    from grpo.util.shipped_recipes import shipped_recipes
 
     return list(shipped_recipes())
 
@@ -49,7 +49,7 @@ Answer = dict[str, Any]
 
 
 def main() -> None:
-    from grpo.streams import open_what_is_closed
+    from grpo.util.streams import open_what_is_closed
 
     open_what_is_closed()
     if "--json" not in sys.argv:
@@ -109,9 +109,9 @@ def _explains_errors(command: Callable[..., Answer | None]) -> Callable[..., Non
 
 def _explained(error: BaseException, recipe: str | None, as_json: bool) -> Answer:
     """Say on stderr what went wrong, and return it as JSON has it. What nobody expected is raised again, or with --json shown with its traceback."""
+    from grpo.config.problems import printable_lines, render_problems
     from grpo.errors import CheckpointError, DataError, EngineError, RecipeError, RewardError, ToolkitError
-    from grpo.problems import printable_lines, render_problems
-    from grpo.streams import complain
+    from grpo.util.streams import complain
 
     kind = type(error).__name__
     if isinstance(error, RecipeError):
@@ -179,7 +179,7 @@ def run(
         json_ = ["--json"] if as_json else []
         code, printed = run_again_until_done(["run", recipe, *(overrides or []), *where, *json_], again, restarts, as_json)
         raise Answered(_last_answer(printed, code) if as_json else {}, code=code)
-    from grpo.recipe import run_recipe
+    from grpo.pipeline.run import run_recipe
 
     return run_recipe(recipe, overrides or [], out, redo)
 
@@ -211,11 +211,12 @@ def plan(
     """
     from pathlib import Path
 
-    from grpo.data.trials import try_before_the_run
+    from grpo.data.gold_checks import try_before_the_run
     from grpo.errors import DataError, RecipeError
-    from grpo.plan import tell, whole
+    from grpo.pipeline.run import checked_recipe, default_folder
+    from grpo.plan import plan as whole
+    from grpo.plan import render as tell
     from grpo.plan.work import lengths_from
-    from grpo.recipe import checked_recipe, default_folder
 
     loaded = checked_recipe(recipe, overrides or [], deeply=not quick, needs_weights=False)
     out = _folder("--out", out)
@@ -256,7 +257,7 @@ def report(
     """
     from pathlib import Path
 
-    from grpo.run.report import report_run
+    from grpo.report.page import report_run
 
     for path in report_run(
         Path(folder), Path(against) if against else None, Path(out) if out else None, Path(pictures) if pictures else None
@@ -272,7 +273,8 @@ def recipes(as_json: AsJson = False) -> Answer | None:
     \b
     Example: grpo recipes
     """
-    from grpo.loading import load_recipe, shipped_recipes
+    from grpo.config.load import load_recipe
+    from grpo.util.shipped_recipes import shipped_recipes
 
     rows = [
         {"name": name, "description": load_recipe(name).recipe.description, "path": str(path)} for name, path in shipped_recipes().items()
@@ -315,7 +317,7 @@ def eval(
     \b
     Example: grpo eval runs/r1-tiny/05-final/model --data sums.jsonl --json
     """
-    from grpo.evaluate import compare_models, evaluate_model
+    from grpo.commands.evaluate import compare_models, evaluate_model
 
     settings: dict[str, Any] = dict(
         template=template, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, lenient=lenient
@@ -349,7 +351,7 @@ def reward_list(as_json: AsJson = False) -> Answer | None:
     \b
     Example: grpo reward list
     """
-    from grpo.try_reward import list_rewards
+    from grpo.commands.reward import list_rewards
 
     rewards = list_rewards()
     if as_json:
@@ -388,8 +390,8 @@ def reward_test(
     \b
     Example: grpo reward test math --data sums.jsonl
     """
-    from grpo.problems import printable_lines
-    from grpo.try_reward import table_of, totals_of, try_reward
+    from grpo.commands.reward import table_of, totals_of, try_reward
+    from grpo.config.problems import printable_lines
 
     tried = try_reward(ref, data, completions, settings or [], column or [], answer, canary, rows, deadline, is_strict=not any_scale)
     found: Answer = {}
@@ -418,7 +420,7 @@ def export(
     \b
     Example: grpo export runs/r1-tiny --to my-model
     """
-    from grpo.export import export_model
+    from grpo.commands.export import export_model
 
     _folder("--to", to)
     exported = export_model(model, to, stage)
@@ -443,7 +445,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from grpo.doctor import examine
+    from grpo.commands.doctor import examine
 
     reports = []
     for report in examine(quick):
@@ -466,7 +468,7 @@ def schema() -> None:
     \b
     Example: grpo schema > recipe.schema.json
     """
-    from grpo.keys import recipe_json_schema
+    from grpo.config.key_reference import recipe_json_schema
 
     print(json.dumps(recipe_json_schema(), indent=2))
 
@@ -499,7 +501,7 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from grpo.problems import printable_lines
+    from grpo.config.problems import printable_lines
 
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=any(header), header_style="dim"

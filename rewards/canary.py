@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from rewards.equality import plain_number, same_number
+from rewards.rules.equality import plain_number, same_number
+from rewards.rules.tokenize import words
 from rewards.runtime import RewardRuntime, Scored, ScoreInput
-from rewards.words import words
 
 CANARY_ROWS = 8
 MAX_GOLDS_READ = 5000

@@ -36,6 +36,8 @@ SHIPPED = {
     "judge": "what a model behind an OpenAI-compatible endpoint thinks of it: 0 to 1",
     "reward_model": "what a sequence-classification model gives it: its raw score",
 }
+MODULE_OF = {"code": "rewards.code.reward", "judge": "rewards.models.judge", "reward_model": "rewards.models.reward_model"}
+"""Where a shipped reward is, if not in a module of rewards.rules that has its name."""
 ENTRY_POINTS = "grpo.rewards"
 """The group of entry points under which an installed distribution offers rewards: a recipe names them as it names the shipped ones."""
 SAME_MEANING = (
@@ -101,7 +103,7 @@ def _find(ref: str, base: Path) -> Callable:
     where, colon, name = ref.rpartition(":")
     if not colon:
         if ref in SHIPPED:
-            return getattr(importlib.import_module(f"rewards.{ref}"), ref)
+            return getattr(importlib.import_module(MODULE_OF.get(ref, f"rewards.rules.{ref}")), ref)
         if ref.endswith(".py"):
             raise RewardError(f"reward {ref!r} names a file but no function; write {ref}:name")
         installed = installed_rewards()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rollout.weights import WeightUpdate
+from rollout.weight_sync.weights import WeightUpdate
 
 FAULTS = ("drop", "stale", "transpose", "stale_kernel", "nan_gradient", "out_of_memory")
 POINTS = ("starting", "idle", "generating", "syncing", "updating", "saving", "rollout", "reward", "update", "sync")

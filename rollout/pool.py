@@ -22,16 +22,16 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-from rollout.drawing import Drawing, Progress
-from rollout.engine import EngineSettings
+from rollout.dispatcher import Drawing, Progress
+from rollout.engines.base import EngineSettings
+from rollout.engines.vllm import environment
 from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import VARIABLES
-from rollout.proof import ReloadProof
 from rollout.seeds import sample_seed
 from rollout.slots import DEATH, START_DEADLINE_S, Slot, cause_of, words_of
 from rollout.types import Completion, Prompt, Request, Sampling
-from rollout.vllm_engine import environment
-from rollout.weights import Transport
+from rollout.weight_sync.proof import ReloadProof
+from rollout.weight_sync.weights import Transport
 from rollout.worker import RolloutWorker, SyncMode, SyncReceipt
 
 Say = Callable[[str], None]

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout.engine import EngineSettings, RolloutEngine
+from rollout.engines.base import EngineSettings, RolloutEngine
 from rollout.errors import EngineError, WeightSyncError
 from rollout.faults import corrupt, fault, fault_asked_for, fault_point
 from rollout.memory import bytes_of_tree
-from rollout.proof import ReloadProof, prove_reload, write_model
 from rollout.signals import keep_blocked
 from rollout.types import Finished, Request
-from rollout.weights import WeightUpdate, unpack_weights
+from rollout.weight_sync.proof import ReloadProof, prove_reload, write_model
+from rollout.weight_sync.weights import WeightUpdate, unpack_weights
 
 SyncMode = Literal["in_place", "rebuild"]
 
@@ -148,15 +148,15 @@ def fetched(reference: Any) -> WeightUpdate:
 
 def _make_engine(kind: str, settings: EngineSettings, script: str | None, base: Path) -> RolloutEngine:
     if kind == "vllm":
-        from rollout.vllm_engine import VllmEngine
+        from rollout.engines.vllm import VllmEngine
 
         return VllmEngine(settings)
     if kind == "hf":
-        from rollout.hf_engine import HfEngine
+        from rollout.engines.hf import HfEngine
 
         return HfEngine(settings)
     if kind == "scripted":
-        from rollout.scripted import ScriptedEngine, load_script
+        from rollout.engines.scripted import ScriptedEngine, load_script
 
         return ScriptedEngine(load_script(str(script), base), settings.keep)
     raise EngineError(f"rollout.engine {kind!r} is not known; known are vllm, hf, scripted")

@@ -46,7 +46,7 @@ def main() -> int:
     for name, value in zip(("prompts", "samples", "tokens"), defaults, strict=True):
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    from grpo.cluster import start_ray
+    from grpo.resources.ray_cluster import start_ray
 
     start_ray()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,9 +60,9 @@ def main() -> int:
 def against_bare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     import ray
 
-    from rollout.engine import EngineSettings
+    from rollout.engines.base import EngineSettings
+    from rollout.engines.vllm import environment
     from rollout.pool import PoolSettings, RolloutPool
-    from rollout.vllm_engine import environment
 
     model = arguments.path or tiny_model(folder / "model")
     settings = EngineSettings(max_sequences=arguments.prompts * arguments.samples, max_tokens=64 + arguments.tokens)
@@ -95,7 +95,7 @@ class Bare:
     """vLLM as its own documentation uses it."""
 
     def __init__(self, settings: Any, model: Path):
-        from rollout.vllm_engine import VllmEngine
+        from rollout.engines.vllm import VllmEngine
 
         engine = VllmEngine(settings)
         engine.load_model(model, 0)
@@ -115,9 +115,9 @@ class Bare:
 def controller(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    from grpo.policy.batch import batch_of_groups
+    from grpo.trainer.batch import batch_of_groups
     from grpo.types import Group, Sample
-    from rollout.engine import EngineSettings
+    from rollout.engines.base import EngineSettings
     from rollout.pool import PoolSettings, RolloutPool
 
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
@@ -163,7 +163,7 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
     from grpo.stages.rl import RlLoop
     from grpo.types import Checkpoint
     from rewards import RewardRuntime, RewardSpec
-    from rollout.engine import EngineSettings
+    from rollout.engines.base import EngineSettings
     from rollout.pool import PoolSettings, RolloutPool
 
     (folder / "script.py").write_text(
@@ -215,7 +215,7 @@ class SleepingTrainer:
         import ray
         import torch
 
-        from rollout.weights import pack_weights
+        from rollout.weight_sync.weights import pack_weights
 
         return ray.put(pack_weights([("w", torch.ones(2, 2))], version, torch.bfloat16))
 

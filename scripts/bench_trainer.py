@@ -141,7 +141,7 @@ def naive_update(trainer: Any, batch: Any) -> None:
     import torch
 
     from grpo.algorithm.losses import clipped_surrogate
-    from grpo.policy.attention import ordinary_attention
+    from grpo.trainer.attention import ordinary_attention
 
     device = trainer.device
     tokens = torch.from_numpy(batch.tokens).to(device)
@@ -204,7 +204,7 @@ def make_trainer(folder: Path, arguments: argparse.Namespace):
 
     from grpo.algorithm import GRPO
     from grpo.config import Optimiser
-    from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+    from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 
     family, sizes = MODELS[arguments.model]
     config = getattr(transformers, f"{family}Config")(tie_word_embeddings=True, **sizes)
@@ -214,7 +214,7 @@ def make_trainer(folder: Path, arguments: argparse.Namespace):
 
 
 def make_batch_of(prompts: int, samples: int, prompt: int, completion: int, vocabulary: int):
-    from grpo.policy.batch import make_batch
+    from grpo.trainer.batch import make_batch
 
     rng = np.random.default_rng(0)
     asked = [rng.integers(0, vocabulary, prompt).tolist() for _ in range(prompts)]

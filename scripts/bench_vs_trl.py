@@ -136,7 +136,7 @@ def prepare_model(folder: Path, arguments: argparse.Namespace) -> None:
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         from grpo.config import Tags
-        from grpo.tiny import make_tokenizer
+        from grpo.resources.tiny_models import make_tokenizer
 
         tokenizer = make_tokenizer(questions(20), [], Tags())
         sizes = dict(hidden_size=256, intermediate_size=768, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4)

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards import RewardRuntime, RewardSpec, ScoreInput, reward
-from rewards.equality import form_problem, parts, warm_up
-from rewards.extract import answer_text
+from rewards.rules.equality import form_problem, parts, warm_up
+from rewards.rules.extract import answer_text
 
 DEADLINE_S = 5.0
 PROCESSES = 2

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from grpo.plan import whole
+from grpo.pipeline.run import checked_recipe
+from grpo.plan import plan as whole
 from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update
 from grpo.plan.work import Lengths, drawings, training_of
-from grpo.recipe import checked_recipe
 from rollout.memory import bytes_of_tree
 
 SHORT = ["model.pretrain_updates=0", "evaluation=null", "stages.reason.eval_every=null", "stages.reason.warmup_updates=0"]

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from grpo.config import DataSource
+from grpo.config.load import load_recipe
 from grpo.data.sources import Sources
-from grpo.loading import load_recipe
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo.keys import keys_page
+from grpo.config.key_reference import keys_page
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe-keys.md"
 

@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray on this machine, as a run starts it."""
-    from grpo.cluster import start_ray, stop_ray
+    from grpo.resources.ray_cluster import start_ray, stop_ray
 
     start_ray()
     yield
@@ -43,7 +43,7 @@ def local_ray() -> Iterator[None]:
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, the four tags, an end and a padding token: 262 in all, because so few texts teach no merges."""
     from grpo.config import Tags
-    from grpo.tiny import make_tokenizer
+    from grpo.resources.tiny_models import make_tokenizer
 
     return make_tokenizer(["Calculate 3 + 4.", " <think> 3+4=7 </think> <answer> 7 </answer>"], [], Tags())
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from grpo.algorithm import TABLE
-from grpo.keys import recipe_json_schema
+from grpo.config.key_reference import recipe_json_schema
 from rewards import SHIPPED
 
 ROOT = Path(__file__).parents[1]

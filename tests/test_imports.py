@@ -20,7 +20,7 @@ def python(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "imported", ["grpo", "grpo.config", "grpo.loading", "grpo.cli", "rewards", "rollout", "grpo.config, rewards, rollout"]
+    "imported", ["grpo", "grpo.config", "grpo.config.load", "grpo.cli", "rewards", "rollout", "grpo.config, rewards, rollout"]
 )
 def test_importing_loads_nothing_heavy(imported: str, tmp_path: Path) -> None:
     ran = python("-c", f"import sys, {imported}; print([m for m in {HEAVY} if m in sys.modules])", cwd=tmp_path)
@@ -85,7 +85,7 @@ def test_a_missing_sibling_asks_for_a_new_install(tmp_path: Path) -> None:
 
 def test_run_recipe_is_offered_at_the_front_door() -> None:
     import grpo
-    from grpo.recipe import run_recipe
+    from grpo.pipeline.run import run_recipe
 
     assert grpo.run_recipe is run_recipe
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

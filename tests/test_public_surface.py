@@ -20,7 +20,13 @@ GOLDEN = Path(__file__).with_name("public_surface.json")
 
 
 def surface() -> dict[str, Any]:
-    return {"commands": commands(), "exit_codes": exit_codes(), "python": python_api(), "rewards": shipped_rewards(), "recipe": recipe_keys()}
+    return {
+        "commands": commands(),
+        "exit_codes": exit_codes(),
+        "python": python_api(),
+        "rewards": shipped_rewards(),
+        "recipe": recipe_keys(),
+    }
 
 
 def commands() -> dict[str, dict[str, Any]]:
@@ -44,7 +50,7 @@ def exit_codes() -> str:
 
 
 def python_api() -> dict[str, Any]:
-    import grpo
+    import grpo  # noqa: F811
     import rewards
     import rollout
 
@@ -57,14 +63,14 @@ def python_api() -> dict[str, Any]:
 
 
 def shipped_rewards() -> dict[str, Any]:
-    from grpo.try_reward import list_rewards
+    from grpo.commands.reward import list_rewards
 
     return {row["name"]: {"columns": row["columns"], "settings": row["settings"]} for row in list_rewards() if row["from"] == "shipped"}
 
 
 def recipe_keys() -> dict[str, dict[str, Any]]:
     """By section, every key with its default, or "required"; the texts of descriptions may change."""
-    from grpo.keys import recipe_json_schema
+    from grpo.config.key_reference import recipe_json_schema
 
     schema = recipe_json_schema()
     return {

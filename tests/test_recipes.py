@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.graph import check_graph
-from grpo.loading import load_recipe, shipped_recipes
+from grpo.config.check_references import check_graph
+from grpo.config.load import load_recipe
+from grpo.util.shipped_recipes import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from grpo.config.load import load_recipe
 from grpo.errors import RecipeError
-from grpo.loading import load_recipe
 from tests.end_to_end.conftest import Grpo, grpo  # noqa: F401 - a fixture
 from tests.faults.conftest import scripted  # noqa: F401 - a fixture
-from tests.rewards.stub_judge import Answer, serving
+from tests.rewards.models.stub_judge import Answer, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
@@ -28,7 +28,7 @@ FORBIDDEN = {
     *("torch.load", "joblib.load", "pandas.read_pickle", "shelve.open", "os.system", "os.popen", "eval"),
     *("yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all"),
 }
-MAY_EXECUTE = {"rewards/inside.py"}  # it is what runs an answer's code, inside the sandbox
+MAY_EXECUTE = {"rewards/code/sandbox_guest.py"}  # it is what runs an answer's code, inside the sandbox
 
 
 def dangers(source: str, file: str) -> Iterator[str]:
@@ -86,10 +86,10 @@ class Bomb:
 
 def test_weights_in_a_pickle_are_refused_and_not_read(tiny_qwen2: Path, tmp_path: Path) -> None:
     from grpo.config import Optimiser
-    from grpo.policy.trainer import PolicyTrainer, TrainerSpec
-    from grpo.recipe import _model
-    from rollout.engine import EngineSettings
-    from rollout.hf_engine import HfEngine
+    from grpo.pipeline.run import _model
+    from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
+    from rollout.engines.base import EngineSettings
+    from rollout.engines.hf import HfEngine
 
     mark, folder = tmp_path / "ran", tmp_path / "model"
     shutil.copytree(tiny_qwen2, folder)
@@ -110,7 +110,7 @@ BROUGHT = """
 import sys
 from pathlib import Path
 from grpo.config import Optimiser
-from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 PolicyTrainer(TrainerSpec(Path(sys.argv[1]), Optimiser(tokens_per_device=64), 1))
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import Recipe, RewardUse
-from grpo.inputs import reading_uses
+from grpo.config.check_inputs import reading_uses
 from rewards import RESERVED, SHIPPED, RewardError, RewardFn, RewardRuntime, RewardSpec, right_completions
 from rewards.canary import MAX_GOLDS_READ, GoldsRead, lost_backslash, read_golds
 from rewards.load import build_reward

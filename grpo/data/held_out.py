@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from grpo.config import EvalStage, MadeModel, Recipe, RejectStage, source_names
-from rewards.words import words
+from rewards.rules.tokenize import words
 
 BOILERPLATE = 10
 """Words in a row that stand in more held-out prompts than this are how the set puts its questions, not one question's own."""

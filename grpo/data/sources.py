@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import DataSource, Filters, Tags
+from grpo.config.check_inputs import nested_columns
 from grpo.data.difficulty import measured_pass_rates
 from grpo.data.files import Record, Row, read_csv, read_folder, read_json, read_lines, read_parquet, refuse
 from grpo.data.general import general_rows
 from grpo.data.held_out import SharedWords, prompt_key
 from grpo.data.oddities import oddities
-from grpo.data.sieve import UNREADABLE, CountTokens, Sieve
+from grpo.data.row_filters import UNREADABLE, CountTokens, Sieve
 from grpo.data.sums import worked_sum
 from grpo.errors import DataError
-from grpo.inputs import nested_columns
 from rewards.load import missing_column
 
 MOST_DRAWS = 60  # of twice the rows asked for; a task that has so few distinct problems is refused

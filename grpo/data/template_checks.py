@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from grpo.config.check_inputs import option_mistakes
 from grpo.data.templates import Template, first_ids
 from grpo.errors import DataError
-from grpo.inputs import option_mistakes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

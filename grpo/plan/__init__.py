@@ -1,4 +1,4 @@
-"""What will a run do, what does it need, and does it fit? A module for each question; ``grpo.plan.whole`` asks them all.
+"""What will a run do, what does it need, and does it fit? A module for each question; ``grpo.plan.plan`` asks them all.
 
     stages        which stage starts from what, and which are done
     origins       whether what is done was made from what is here now
@@ -15,6 +15,6 @@
 Importing this loads no torch; memory and measurements do, when they are asked.
 """
 
-from grpo.plan.stages import PlannedStage, make_plan, places
+from grpo.run.stage_states import PlannedStage, make_plan, places
 
 __all__ = ["PlannedStage", "make_plan", "places"]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import MadeModel, PretrainedModel, Recipe
-from grpo.model_folder import positions_of
-from grpo.plan.stages import AnyStage
+from grpo.run.stage_states import AnyStage
+from grpo.util.model_folder import positions_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from grpo.policy.shapes import Shapes
+    from grpo.trainer.shapes import Shapes
 
 SHIPPED = Path(__file__).parent / "architectures"  # a config.json under each hub id: shapes alone, for models that shipped recipes name
 
@@ -38,7 +38,7 @@ class Architecture:
     @cached_property
     def parameters(self) -> int:
         """All of them, counted in a model without weights. Loads torch."""
-        from grpo.policy.budget import count_parameters
+        from grpo.trainer.memory_budget import count_parameters
 
         assert self.config is not None
         return count_parameters(json.dumps(self.config)).all
@@ -63,7 +63,7 @@ class Architecture:
     @property
     def activation_bytes_per_token(self) -> int:
         """What a token leaves behind in a forward pass. Loads torch."""
-        from grpo.policy.budget import activation_bytes
+        from grpo.trainer.memory_budget import activation_bytes
 
         return activation_bytes(self._pretrained, checkpointed=False)
 
@@ -74,13 +74,13 @@ class Architecture:
 
     @cached_property
     def _pretrained(self) -> PretrainedConfig:
-        from grpo.policy.shapes import config_from_json
+        from grpo.trainer.shapes import config_from_json
 
         return config_from_json(json.dumps(self.config))
 
     @cached_property
     def _shapes(self) -> Shapes:
-        from grpo.policy.shapes import Shapes
+        from grpo.trainer.shapes import Shapes
 
         return Shapes.of(self._pretrained)
 
@@ -104,7 +104,7 @@ def models_drawn_from(stage: AnyStage, recipe: Recipe, known: Mapping[str, Archi
 def architecture_of(model: str | MadeModel | PretrainedModel, base: Path) -> Architecture:
     """Of a folder, a hub id, or a model that the run makes. Nothing is downloaded."""
     if isinstance(model, MadeModel):
-        from grpo.tiny import VOCABULARY, shapes_of
+        from grpo.resources.tiny_models import VOCABULARY, shapes_of
 
         return Architecture(model.make, shapes_of(model, VOCABULARY), "made by the run", is_made=True)
     ref = model if isinstance(model, str) else model.path

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from grpo.loading import LoadedRecipe, find_recipe, load_recipe, shipped_recipes
+from grpo.config.load import LoadedRecipe, find_recipe, load_recipe
+from grpo.util.shipped_recipes import shipped_recipes
 
 ABSENT = "nothing"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config import Recipe
-from grpo.cores import num_cores
-from grpo.policy.machine import GIB, Machine, host_bytes
+from grpo.trainer.machine import GIB, Machine, host_bytes
+from grpo.util.cores import num_cores
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from statistics import median
 from typing import Any
 
 from grpo.config import Recipe
-from grpo.cores import num_cores
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture
 from grpo.plan.duration import OPTIMISER_BYTES, Costs, draw_quantities, update_quantities
 from grpo.plan.work import Drawing, Training
-from grpo.policy.machine import host_bytes
+from grpo.trainer.machine import host_bytes
+from grpo.util.cores import num_cores
 
 ROUNDS = 3
 PART = 6  # the smaller batch is so much smaller
@@ -57,7 +57,7 @@ def measured_costs(recipe: Recipe, model: Architecture, prompt: int, completion:
 
 def _apart(what: str, asked: dict[str, Any]) -> dict[str, Any]:
     """In a fresh process, as in a run; in a folder where no file of the user's hides a package."""
-    from grpo.policy.remote import KEEP_FREED_MEMORY
+    from grpo.trainer.remote import KEEP_FREED_MEMORY
 
     environment = {**os.environ, **(KEEP_FREED_MEMORY if what == "trainer" else {}), "OMP_NUM_THREADS": str(num_cores())}
     command = [sys.executable, "-m", "grpo.plan.measure", what]
@@ -79,7 +79,7 @@ def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from grpo.algorithm import GRPO
     from grpo.config import Optimiser, Trainer
-    from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+    from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 
     prompt, completion, tokens = asked["prompt"], asked["completion"], asked["tokens_per_pass"]
     bytes_per_s = _bytes_per_s(torch)
@@ -104,7 +104,7 @@ def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
     """Draws, by the engine itself, which ends none of them early."""
     import numpy as np
 
-    from rollout.engine import EngineSettings, generate
+    from rollout.engines.base import EngineSettings, generate
     from rollout.types import Request, Sampling
     from rollout.worker import RolloutWorker
 
@@ -164,8 +164,8 @@ def _random_model(config: Mapping[str, Any], folder: Path) -> Architecture:
     from transformers import AutoModelForCausalLM
 
     from grpo.config import Tags
-    from grpo.policy.budget import config_from_json
-    from grpo.tiny import make_tokenizer
+    from grpo.resources.tiny_models import make_tokenizer
+    from grpo.trainer.memory_budget import config_from_json
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config_from_json(json.dumps(config))).save_pretrained(folder)
@@ -177,7 +177,7 @@ def _batch(prompts: int, sharers: int, prompt: int, completion: int, vocabulary:
     """Groups whose completions differ in length, as drawn ones do."""
     import numpy as np
 
-    from grpo.policy.batch import make_batch
+    from grpo.trainer.batch import make_batch
 
     rng, number = np.random.default_rng(0), prompts * sharers
     asked = [rng.integers(0, vocabulary, prompt).tolist() for _ in range(prompts)]

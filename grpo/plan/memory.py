@@ -15,8 +15,9 @@ from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture, models_drawn_from
 from grpo.plan.hardware import Site
 from grpo.plan.models import longest_drawn
-from grpo.plan.stages import AnyStage
-from grpo.policy.budget import (
+from grpo.run.stage_states import AnyStage
+from grpo.trainer.machine import DRIVER_BYTES, GIB, PROCESS_BYTES, cpu_engine_bytes
+from grpo.trainer.memory_budget import (
     HEAD_BYTES,
     Footprint,
     TrainedStage,
@@ -26,9 +27,8 @@ from grpo.policy.budget import (
     longest_sequence,
     settled_tokens,
 )
-from grpo.policy.machine import DRIVER_BYTES, GIB, PROCESS_BYTES, cpu_engine_bytes
-from grpo.policy.rope import rope_problem
-from grpo.policy.shapes import config_from_json
+from grpo.trainer.rope import rope_problem
+from grpo.trainer.shapes import config_from_json
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 
 from grpo.config import DistillStage, MadeModel, PretrainedModel, Recipe, RejectStage, RlStage, SftStage
+from grpo.config.load import LoadedRecipe
+from grpo.config.problems import Finding, Keys, in_reading_order
+from grpo.config.yaml_positions import locate
 from grpo.errors import TrainingError
-from grpo.loading import LoadedRecipe
-from grpo.model_folder import folder_problems, has_shapes_alone, nonfinite_tensors
 from grpo.plan.architecture import Architecture, architectures, local_folder, models_drawn_from
-from grpo.problems import Finding, Keys, in_reading_order
-from grpo.yamltree import locate
+from grpo.util.model_folder import folder_problems, has_shapes_alone, nonfinite_tensors
 
 
 def model_problems(folder: Path, ref: str, deeply: bool = True) -> list[str]:
@@ -29,7 +29,7 @@ def _problems(folder: Path, files: tuple[tuple[str, int, int], ...], deeply: boo
     if not deeply:
         return tuple(found)
     if not found:
-        from grpo.policy.loading import tensor_problems
+        from grpo.trainer.loading import tensor_problems
 
         found = tensor_problems(folder)
     return (*found, *nonfinite_tensors(folder))
@@ -105,7 +105,7 @@ def _too_long(recipe: Recipe, known: Mapping[str, Architecture]) -> Iterator[Fin
 
 def _untrainable(recipe: Recipe, known: Mapping[str, Architecture]) -> Iterator[Finding]:
     """Architectures that the trainer does not compute, and adapters on layers that are not there."""
-    from grpo.policy.budget import check_trained
+    from grpo.trainer.memory_budget import check_trained
 
     for index, stage in enumerate(recipe.stages):
         config = known[stage.name].config

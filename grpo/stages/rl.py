@@ -13,20 +13,20 @@ import numpy as np
 
 from grpo.algorithm import Algorithm, load_algorithm
 from grpo.config import Recipe, RewardUse, RlStage
-from grpo.data.order import prompt_order, taken, too_few
+from grpo.data.prompt_order import prompt_order, taken, too_few
 from grpo.errors import TrainingError
-from grpo.policy.batch import Batch, batch_of_groups
-from grpo.policy.remote import RemoteTrainer
-from grpo.policy.trainer import TrainerSpec
+from grpo.evaluation import measure as evaluation
+from grpo.resources.checkpointing import Keeper
+from grpo.resources.context import Outcome, Workplace, seed_of, updates_of
+from grpo.resources.scoring import group_advantages, has_signal, is_judged, score_groups, weights_at
+from grpo.rl.dynamic_sampling import Refilled, refill
+from grpo.rl.prefetch import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
+from grpo.rl.step_metrics import Clock, group_metrics, metrics_by_source, over_updates, reward_failures, reward_latency, sample_rows
+from grpo.run.monitor import Measured, Watch
 from grpo.run.records import JsonLines, read_jsonl_rows
-from grpo.run.watch import Measured, Watch
-from grpo.stages import eval as evaluation
-from grpo.stages.ahead import Ahead, Drawn, Meanwhile, as_json, drawn_from_json
-from grpo.stages.dynamic import Refilled, refill
-from grpo.stages.keeping import Keeper
-from grpo.stages.scoring import group_advantages, has_signal, is_judged, score_groups, weights_at
-from grpo.stages.step_metrics import Clock, group_metrics, metrics_by_source, over_updates, reward_failures, reward_latency, sample_rows
-from grpo.stages.workplace import Outcome, Workplace, seed_of, updates_of
+from grpo.trainer.batch import Batch, batch_of_groups
+from grpo.trainer.policy_trainer import TrainerSpec
+from grpo.trainer.remote import RemoteTrainer
 from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rollout.memory import bytes_of_process
@@ -447,7 +447,7 @@ def gap_bound(first: float, *dtypes: str) -> float:
 
 
 def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]) -> Batch:
-    from grpo.policy.batch import make_batch
+    from grpo.trainer.batch import make_batch
 
     flat = [(i, prompt, completion) for i, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True)) for completion in drawn]
     return make_batch(

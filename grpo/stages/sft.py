@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo.config import SftStage
-from grpo.stages import eval as evaluation
+from grpo.evaluation import measure as evaluation
+from grpo.resources.context import Outcome, Workplace, seed_of
 from grpo.stages.supervised import earlier_rows, fine_tune
-from grpo.stages.workplace import Outcome, Workplace, seed_of
 from grpo.types import Checkpoint
 
 

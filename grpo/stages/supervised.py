@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import DistillStage, SftStage, SupervisedKeys, Validation, kept_alive
-from grpo.data.imitated import imitated, mended_in_words
-from grpo.data.lessons import Replay, course_of
-from grpo.data.order import Shuffled, taken
+from grpo.data.conversations import imitated, mended_in_words
+from grpo.data.prompt_order import Shuffled, taken
+from grpo.data.sft_batches import Replay, course_of
 from grpo.errors import DataError
-from grpo.policy.batch import Batch, make_batch
-from grpo.policy.trainer import TrainerSpec
+from grpo.evaluation.validation import Watchman, hold_back
+from grpo.resources.checkpointing import Keeper
+from grpo.resources.context import Workplace
 from grpo.run.records import JsonLines
-from grpo.stages.keeping import Keeper
-from grpo.stages.validation import Watchman, hold_back
-from grpo.stages.workplace import Workplace
+from grpo.trainer.batch import Batch, make_batch
+from grpo.trainer.policy_trainer import TrainerSpec
 from grpo.types import Checkpoint
 
 Rows = Sequence[Mapping[str, Any]]

@@ -8,9 +8,9 @@ from textwrap import dedent
 
 import pytest
 
+from grpo.config.check_references import check_graph
+from grpo.config.load import LoadedRecipe, load_recipe
 from grpo.errors import RecipeError
-from grpo.graph import check_graph
-from grpo.loading import LoadedRecipe, load_recipe
 
 SOUND = """\
 name: sound

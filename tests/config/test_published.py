@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from grpo.loading import LoadedRecipe
+from grpo.config.load import LoadedRecipe
 
 OVERRIDES = ["stages.reason.algorithm=r1_stage1", "stages.reason.tokens_per_device=40000"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpo.config import Tags
 from grpo.data.general import general_rows
-from rewards.extract import answer_text, think_text
+from rewards.rules.extract import answer_text, think_text
 
 
 def test_rows_follow_from_the_seed() -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpo.config import Tags
+from grpo.config.check_inputs import option_mistakes, template_mistakes
 from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
-from grpo.inputs import option_mistakes, template_mistakes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo.errors import DataError
-from grpo.recipe import run_recipe
+from grpo.pipeline.run import run_recipe
 from tests.end_to_end.conftest import Grpo, rows_of
 
 TWO_STAGES = """

@@ -1,4 +1,4 @@
-"""The families of tests/policy/families.py by the command line: plan, sft, rl with the hf engine, export; or one line that says why not."""
+"""The families of tests/trainer/families.py by the command line: plan, sft, rl with the hf engine, export; or one line that says why not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import Grpo
-from tests.policy.families import FAMILIES, REFUSED, write_family
+from tests.trainer.families import FAMILIES, REFUSED, write_family
 
 RECIPE = """
 name: family
@@ -58,7 +58,7 @@ def _gap(made: Path, exported: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from grpo.policy.proof import plain_logprobs, probe
+    from grpo.trainer.layout_check import plain_logprobs, probe
 
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (made, exported)]
     one, other = (plain_logprobs(model, probe(model)) for model in models)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Grpo, rows_of
-from tests.rewards.stub_judge import serving, shown_to
+from tests.rewards.models.stub_judge import serving, shown_to
 
 RECIPE = """
 name: judged

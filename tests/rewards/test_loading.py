@@ -163,7 +163,7 @@ def test_an_installed_reward_is_named_like_a_shipped_one(distribution: Callable[
     distribution("brevity", SHORT, short="brevity:short", math="brevity:short", gone="brevity:gone", three="brevity:__name__")
     fn = load_reward("short", limit=5)
     assert fn.name == fn.ref == "short" and fn(completion="12345") == 1 and fn(completion="123456") == 0
-    assert load_reward("math").function.__module__ == "rewards.math"
+    assert load_reward("math").function.__module__ == "rewards.rules.math"
     assert installed_rewards() == {"short": "brevity:short", "gone": "brevity:gone", "three": "brevity:__name__"}
     assert check_reward("short", {"limt": 5}) == ["reward 'short' has no setting 'limt'; did you mean 'limit'?; it has: limit"]
     assert "did you mean 'short'?" in check_reward("shrt", {})[0] and "installed: short, gone, three" in check_reward("shrt", {})[0]

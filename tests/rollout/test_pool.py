@@ -11,11 +11,11 @@ import pytest
 import ray
 import torch
 
-from rollout.engine import EngineSettings
+from rollout.engines.base import EngineSettings
 from rollout.errors import EngineError, WeightSyncError
 from rollout.pool import PoolSettings, RolloutPool, _actor_options
 from rollout.types import Completion, Prompt, Sampling
-from rollout.weights import pack_weights
+from rollout.weight_sync.weights import pack_weights
 from rollout.worker import RolloutWorker
 
 SCRIPT = """

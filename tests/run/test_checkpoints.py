@@ -14,7 +14,7 @@ import pytest
 
 from grpo.errors import CheckpointError, StorageError
 from grpo.run.checkpoints import MANIFEST, Checkpoints, problem_of
-from grpo.storage import check_room
+from grpo.util.storage import check_room
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> None:

@@ -68,7 +68,7 @@ def test_what_is_no_folder_is_told_without_writing(tmp_path: Path) -> None:
 
 
 def test_made_models_without_a_place_are_told_with_the_variable_that_gives_one(tmp_path: Path) -> None:
-    from grpo.recipe import _check_cache
+    from grpo.pipeline.run import _check_cache
 
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match=r"made models cannot be kept in .*/file/cache, which can't be written; set GRPO_CACHE"):

@@ -143,7 +143,7 @@ def test_without_trackers_nothing_is_started(tmp_path: Path) -> None:
 
 def test_naming_a_tracker_makes_nothing_be_done_again(tmp_path: Path) -> None:
     """A finished stage is known by the fingerprint of what its result follows from, and trackers are not part of it."""
-    from grpo.loading import load_recipe
+    from grpo.config.load import load_recipe
     from grpo.plan import make_plan
     from grpo.run.folder import RunFolder
 

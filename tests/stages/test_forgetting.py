@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from grpo.config import Recipe
-from grpo.policy.trainer import PolicyTrainer, TrainerSpec
+from grpo.evaluation.validation import hold_back
+from grpo.resources.context import Workplace
 from grpo.run.progress import Progress
 from grpo.stages.supervised import earlier_rows, fine_tune
-from grpo.stages.validation import hold_back
-from grpo.stages.workplace import Workplace
+from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from grpo.types import Checkpoint
 
 CURRICULUM = {

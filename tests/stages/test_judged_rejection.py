@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from grpo.config import Keep, Tags
-from grpo.data.filters import BELOW, judge, row_of
-from grpo.stages.scoring import score_groups
+from grpo.data.rejection_filter import BELOW, judge, row_of
+from grpo.resources.scoring import score_groups
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
-from tests.rewards.stub_judge import Answer, serving, shown_to
+from tests.rewards.models.stub_judge import Answer, serving, shown_to
 
 GRADES = {"clear": "SCORE: 9", "fair": "SCORE: 6", "poor": "SCORE: 2", "odd": "who knows"}
 

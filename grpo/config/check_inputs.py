@@ -1,0 +1,483 @@
+"""Is everything there that a recipe takes from outside itself: files, tasks, functions, columns, rewards?"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from grpo import config
+from grpo.config import (
+    SOURCE_COLUMN,
+    DataSource,
+    Evaluation,
+    MadeModel,
+    Mixture,
+    PretrainedModel,
+    Recipe,
+    RewardUse,
+    imitated_sources,
+    source_names,
+)
+from grpo.config.problems import Finding, Keys, listed, suggestion
+
+Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
+TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
+TEMPLATES = ("r1_zero", "chat", "plain")
+RENDERERS_OWN = frozenset(
+    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token raise_exception "
+    "strftime_now range dict lipsum cycler joiner namespace loop".split()
+)
+"""Names that whoever renders a chat template gives it, with those of jinja itself."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
+FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that no hub id names
+PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
+
+
+def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """Everything that is missing; ``base`` is the folder that relative paths refer to."""
+    yield from _template(recipe.template, base)
+    yield from _template_options(recipe, base)
+    if recipe.rollout.script:
+        yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
+    if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
+        yield Finding(
+            ("rollout", "transport"), "nixl is not installed; pip install nixl, or delete transport: weights then go through main memory"
+        )
+    for number, tracker in enumerate(recipe.trackers):
+        yield from _tracker(tracker, base, ("trackers", number))
+    columns: Columns = {}
+    taught = imitated_sources(recipe)
+    for name, source in recipe.data.items():
+        columns[name], findings = source_columns(name, source, base, name in taught)
+        yield from findings
+    yield from _model(recipe.model, columns, base, ("model",))
+    for index, stage in enumerate(recipe.stages):
+        at: Keys = ("stages", index)
+        if isinstance(stage, config.RlStage):
+            yield from _algorithm(stage.algorithm, base, (*at, "algorithm"))
+            yield from _curriculum(stage.curriculum, stage.prompts, columns, (*at, "curriculum", "by"))
+        if isinstance(stage, config.SftStage | config.DistillStage):
+            curriculum = stage.curriculum
+            if curriculum is not None and any(phase.mix is not None for phase in curriculum.phases):
+                sources = stage.data or getattr(stage, "prompts", None)
+                yield from _curriculum(curriculum, sources, columns, (*at, "curriculum", "by"))
+            yield from _completions(stage.data, columns, (*at, "data"))
+        if isinstance(stage, config.RejectStage):
+            for number, mix in enumerate(stage.mix):
+                yield from _completions(mix.use, columns, (*at, "mix", number, "use"))
+        if isinstance(stage, config.RlStage | config.RejectStage | config.DistillStage):
+            for number, use in enumerate(stage.rewards):
+                yield from _reward(use, stage.prompts, columns, base, (*at, "rewards", number))
+        if isinstance(stage, config.DistillStage) and not isinstance(stage.from_, str):
+            yield from _model(stage.from_, columns, base, (*at, "from"))
+        if isinstance(stage, config.EvalStage) and stage.evaluation:
+            yield from _evaluation(stage.evaluation, columns, base, (*at, "evaluation"))
+    if recipe.evaluation:
+        yield from _evaluation(recipe.evaluation, columns, base, ("evaluation",))
+    yield from _unread_golds(recipe, base)
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def _unread_golds(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """A filter by gold answers needs a reward that reads them."""
+    for name, source in recipe.data.items():
+        if source.filters.unreadable_gold is not None and not reading_uses(recipe, name, base):
+            text = f"no required reward that reads gold answers, such as math, judges samples of {name!r}; delete this filter"
+            yield Finding(("data", name, "filters", "unreadable_gold"), text, (("data", name),))
+
+
+def reading_uses(recipe: Recipe, source: str, base: Path) -> list[RewardUse]:
+    """The rewards that judge samples of a source's prompts, are required, and read gold answers. A reward that cannot be loaded is none."""
+    uses = [
+        use for stage in recipe.stages if source in source_names(getattr(stage, "prompts", None)) for use in getattr(stage, "rewards", [])
+    ]
+    evaluations = [recipe.evaluation, *(stage.evaluation for stage in recipe.stages if isinstance(stage, config.EvalStage))]
+    uses += [evaluation.accuracy for evaluation in evaluations if evaluation is not None and evaluation.prompts == source]
+    return list({json.dumps([use.use, use.settings], default=str): use for use in uses if _reads(use, base)}.values())
+
+
+def _reads(use: RewardUse, base: Path) -> bool:
+    from rewards import RewardError
+    from rewards.load import build_reward
+
+    try:
+        fn = build_reward(use.use, use.settings, base)
+    except RewardError:
+        return False
+    return fn.reads_gold and (fn.required if use.required is None else use.required)
+
+
+def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool = False) -> tuple[frozenset[str] | None, list[Finding]]:
+    """The columns of a source's rows once renamed and rendered, None where only loading could tell; and what is wrong with the source."""
+    at: Keys = ("data", name)
+    from rewards.load import missing_column
+
+    columns, findings = _raw_columns(source, base, at)
+    if source.measured and not (base / source.measured).is_file():
+        findings.append(Finding((*at, "measured"), _no_file(base / source.measured)))
+    if source.generator:
+        findings += _python_name(source.generator, base, (*at, "generator"))
+    fields, wrong = _format_fields(source.question)
+    if wrong:
+        findings.append(Finding((*at, "question"), wrong))
+    if columns is None or findings:
+        return None, findings
+    for ours, theirs in source.columns.items():
+        if theirs not in columns:
+            findings.append(Finding((*at, "columns", ours), missing_column(theirs, columns), (at,)))
+    columns = frozenset(column for column in columns if "." not in column) | source.columns.keys()
+    if "messages" in columns and "completion" not in columns and (is_imitated or not {"prompt", "question"} & columns):
+        columns |= {"prompt", "completion"}
+    for field in fields:
+        if field not in columns:
+            findings.append(Finding((*at, "question"), missing_column(field, columns), (at,)))
+    if source.question is None and not {"prompt", "question"} & columns:
+        text = f"{missing_column('prompt', columns)} (columns: {{prompt: ...}} names it, question: 'Calculate {{...}}.' writes it)"
+        findings.append(Finding((*at, "columns"), text, (at,)))
+    if source.only is not None and (mistake := _regex_mistake(source.only)):
+        findings.append(Finding((*at, "only"), mistake))
+    if source.completion == "worked_sums":
+        if "expression" not in columns:
+            findings.append(Finding((*at, "completion"), missing_column("expression", columns), (at,)))
+        columns |= {"completion"}
+    columns |= {"prompt"} | ({"pass_rate"} if source.measured or source.measured_in else set())
+    for key in ("min_pass_rate", "max_pass_rate"):
+        if getattr(source.filters, key) is not None and "pass_rate" not in columns:
+            text = f"{missing_column('pass_rate', columns)}; measured: FILE gives prompts theirs"
+            findings.append(Finding((*at, "filters", key), text, (at,)))
+    return columns, findings
+
+
+def _regex_mistake(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"{pattern!r} is not a regular expression: {error}"
+    return None
+
+
+def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:
+    if source.reasoning_gym:
+        return _task_columns(source.reasoning_gym, source.settings, at)
+    if source.general:
+        return frozenset({"prompt", "completion", "answer"}), []
+    for kind, file in source.given.items():
+        if kind in ("jsonl", "json", "csv", "parquet"):
+            path = base / file
+            if not path.is_file():
+                return None, [Finding((*at, kind), _no_file(path))]
+            return _peek(path, kind), []
+        if kind == "folder" and not (base / file).is_dir():
+            return None, [Finding((*at, kind), f"there is no folder {_normal(base / file)}")]
+    return None, []
+
+
+def _task_columns(task: str, settings: dict[str, Any], at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:
+    """The columns of a reasoning-gym task, from one problem made with these settings."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return None, [Finding((*at, "reasoning_gym"), "reasoning_gym is not installed; pip install reasoning-gym")]
+    if task not in DATASETS:
+        close = suggestion(task, DATASETS) or f"; tasks are {listed(sorted(DATASETS))}"
+        return None, [Finding((*at, "reasoning_gym"), f"reasoning_gym has no task {task!r}{close}")]
+    known = [name for name in DATASETS[task][1].__dataclass_fields__ if name not in ("seed", "size")]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        texts = [(name, suggestion(name, known) or f"; settings are {listed(known)}") for name in unknown]
+        return None, [Finding((*at, "settings", name), f"task {task!r} has no setting {name!r}{text}") for name, text in texts]
+    try:
+        item = reasoning_gym.create_dataset(task, size=1, seed=0, **settings)[0]
+    except Exception as error:  # somebody else's checks, and whatever they raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return None, [Finding((*at, "settings"), f"task {task!r} refuses these settings: {reason}")]
+    return frozenset({"question", "answer", "metadata", *item["metadata"]}), []
+
+
+def _peek(path: Path, kind: str) -> frozenset[str] | None:
+    """The columns that a file's beginning shows; None if it cannot be read so (loading says why, with the line)."""
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet
+
+            return frozenset(_schema_columns(pyarrow.parquet.read_schema(path)))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == "json":
+                return None  # it cannot be read in part
+            if kind == "csv":
+                header = next(csv.reader(file), [])
+                return None if len(header) == 1 and any(sign in header[0] for sign in ";\t|") else frozenset(header)
+            lines = [line for _ in range(PEEK_ROWS) if (line := file.readline(PEEK_BYTES)).strip()]
+        rows = [json.loads(line) for line in lines]
+    except (ImportError, OSError, ValueError, csv.Error):
+        return None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    return frozenset(key for row in rows for key in (*row, *nested_columns(row)))
+
+
+def nested_columns(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Fields inside of a row's columns, as columns: names them: reward_model.ground_truth."""
+    for key, value in row.items():
+        if before:
+            yield f"{before}{key}"
+        if isinstance(value, Mapping) and before.count(".") < 5:
+            yield from nested_columns(value, f"{before}{key}.")
+
+
+def _schema_columns(fields: Any, before: str = "") -> Iterator[str]:
+    """The names of a Parquet file's columns, and of the fields inside of them."""
+    import pyarrow
+
+    for field in fields:
+        yield f"{before}{field.name}"
+        if pyarrow.types.is_struct(field.type):
+            yield from _schema_columns([field.type.field(number) for number in range(field.type.num_fields)], f"{before}{field.name}.")
+
+
+def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:
+    """The columns that a format string names, or why it cannot be used."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(pattern or "") if field is not None]
+    except ValueError as error:
+        return [], f"not a format string: {error}; write a brace that is meant as such twice: {{{{"
+    odd = [field for field in fields if not field.isidentifier()]
+    if odd:
+        return [], f"{{{odd[0]}}} is not the name of a column; braces hold a column's name and nothing else"
+    return fields, None
+
+
+def _completions(names: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
+    """Rows to imitate need a completion beside the prompt."""
+    from rewards.load import missing_column
+
+    for name in source_names(names):
+        known = columns.get(name)
+        if known is not None and "completion" not in known:
+            yield Finding(keys, f"data source {name!r}: {missing_column('completion', known)}", (("data", name),))
+
+
+def _curriculum(curriculum: config.ByDifficulty | None, sources: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
+    """A curriculum needs its column in every source of its rows."""
+    from rewards.load import missing_column
+
+    if curriculum is None:
+        return
+    for name in source_names(sources):
+        known = columns.get(name)
+        if known is not None and curriculum.by not in known:
+            text = f"data source {name!r}: {missing_column(curriculum.by, known)}; measured: FILE gives prompts a pass_rate"
+            yield Finding(keys, text, (("data", name),))
+
+
+# --- Rewards --------------------------------------------------------------------------------------
+
+
+def _evaluation(evaluation: Evaluation, columns: Columns, base: Path, at: Keys) -> Iterator[Finding]:
+    for name in ("accuracy", "well_formed", "lenient"):
+        if use := getattr(evaluation, name):
+            yield from _reward(use, evaluation.prompts, columns, base, (*at, name))
+
+
+def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
+    """A reward that can be loaded, takes these settings, and finds the columns it asks for in every source of prompts."""
+    from rewards import check_reward
+
+    for name in source_names(prompts) or [""]:
+        known = columns.get(name)
+        if known is not None:
+            known |= {SOURCE_COLUMN}
+        for text in check_reward(use.use, use.settings, known, base):
+            about = f"data source {name!r}: " if text.startswith("column ") and name else ""
+            ours = suggestion(next((setting for setting in use.settings if repr(setting) in text), ""), OUR_REWARD_KEYS)
+            hint = ours if "did you mean" not in text else ""
+            yield Finding(keys, f"{about}{text}{hint}", (("data", name),) if columns.get(name) is not None else ())
+
+
+# --- Files and functions --------------------------------------------------------------------------
+
+
+def _template(template: str, base: Path) -> Iterator[Finding]:
+    if template.endswith(".jinja"):
+        path = base / template
+        if not path.is_file():
+            yield Finding(("template",), _no_file(path))
+        else:
+            for text in template_mistakes(path.read_text(encoding="utf-8", errors="replace")):
+                yield Finding(("template",), f"{_normal(path)}:{text}")
+    elif template not in TEMPLATES:
+        text = f"no template is called {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
+        yield Finding(("template",), text)
+
+
+def _template_options(recipe: Recipe, base: Path) -> Iterator[Finding]:
+    """Options that the template never asks for. Of a model that is elsewhere the template is not known yet; the run looks at it then."""
+    if not recipe.template_options or recipe.template not in ("r1_zero", "plain", "chat") and not (base / recipe.template).is_file():
+        return
+    if recipe.template in ("r1_zero", "plain"):
+        text = f"template {recipe.template!r} has no options; write template: chat or ./file.jinja, or delete template_options"
+        yield Finding(("template_options",), text, (("template",),))
+        return
+    source = _chat_template(recipe.model, base) if recipe.template == "chat" else (base / recipe.template).read_text(errors="replace")
+    if source is not None and not template_mistakes(source):
+        for text in option_mistakes(recipe.template_options, source):
+            yield Finding(("template_options",), text, (("template",),))
+
+
+def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str | None:
+    """That of a model's folder, None where there is no such folder or it has several."""
+    if isinstance(model, MadeModel):
+        return None
+    path = model if isinstance(model, str) else model.path
+    folder = next((each for each in (base / path, Path(path).expanduser()) if each.is_dir()), None)
+    if folder is None:
+        return None
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    return named if isinstance(named, str) else None
+
+
+def option_mistakes(options: Mapping[str, Any], source: str | None) -> list[str]:
+    """What is wrong with a template's options, a line each; ``source`` is the jinja that they are for, None where there is none."""
+    if not options:
+        return []
+    if source is None:
+        return ["it has no options; use a chat template, or delete them"]
+    from jinja2 import meta
+
+    known = sorted(meta.find_undeclared_variables(_parsed_template(source)) - RENDERERS_OWN)
+    mistakes = [f"{name!r} is given to every template by the toolkit itself; delete it" for name in options if name in RENDERERS_OWN]
+    return mistakes + [
+        f"the template never asks for {name!r}; it asks for {listed(known) if known else 'none'}{suggestion(name, known)}"
+        for name in options
+        if name not in known and name not in RENDERERS_OWN
+    ]
+
+
+def _parsed_template(source: str) -> Any:
+    """Its syntax tree. Raises jinja2.TemplateSyntaxError."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
+    return environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+
+
+def template_mistakes(source: str) -> list[str]:
+    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
+    from jinja2 import TemplateSyntaxError, nodes
+
+    try:
+        tree = _parsed_template(source)
+    except TemplateSyntaxError as error:
+        return [f"{error.lineno}: not a jinja template: {error.message}"]
+    mistakes = []
+    reached: list[tuple[int, Any]] = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
+    reached += [(node.lineno, node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
+    for line, name in sorted(reached, key=lambda found: found[0]):
+        if isinstance(name, str) and name.startswith("__"):
+            mistakes.append(f"{line}: a template may not reach for {name}, which leads out of it; take what it needs from the messages")
+    return mistakes
+
+
+def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
+    """A local folder that is there; or, for a made model, problems to write a corpus from."""
+    from rewards.load import missing_column
+
+    if isinstance(model, MadeModel):
+        known = columns.get(model.problems)
+        if known is not None and "expression" not in known:
+            text = f"data source {model.problems!r}: {missing_column('expression', known)}"
+            yield Finding((*keys, "problems"), text, (("data", model.problems),))
+        return
+    path = model if isinstance(model, str) else model.path
+    is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_local and not (base / Path(path).expanduser()).is_dir():
+        folder = _normal(base / Path(path).expanduser())
+        command = FETCHED_BY.get(Path(path).name)
+        do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
+        yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
+    there = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
+    if there is not None and not any((there / file).is_file() for file in TOKENIZER_FILES):
+        text = f"model {path!r}: its folder has no tokenizer; save one there with save_pretrained ({', '.join(TOKENIZER_FILES[:3])}, ...)"
+        yield Finding(keys, text)
+
+
+def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    from grpo.algorithm.names import NAMES
+
+    if ref in NAMES:
+        return
+    if ".py" in ref:
+        yield from _python_name(ref, base, keys)
+    else:
+        yield Finding(keys, f"no algorithm is called {ref!r}; algorithms are {listed(NAMES)} or ./file.py:NAME{suggestion(ref, NAMES)}")
+
+
+def _tracker(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    if ".py" in ref:
+        yield from _python_name(ref, base, keys)
+    elif ref not in TRACKERS:
+        yield Finding(keys, f"no tracker is called {ref!r}; trackers are {listed(TRACKERS)} or ./file.py:Class{suggestion(ref, TRACKERS)}")
+    elif not any((spec := find_spec(module)) and spec.origin for module in TRACKERS[ref]):  # a folder ./wandb is a package without origin
+        yield Finding(keys, f"tracker {ref!r} is not installed; pip install {TRACKERS[ref][0]}, or delete it: metrics.jsonl has everything")
+
+
+def _python_name(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
+    """./file.py:name, where the file parses and binds the name at its top level; nothing in it is run."""
+    file, _, name = ref.rpartition(":")
+    path = base / file
+    if not file.endswith(".py"):
+        yield Finding(keys, f"expected ./file.py:name, found {ref!r}")
+    elif not path.is_file():
+        yield Finding(keys, _no_file(path))
+    else:
+        try:
+            bound = _top_level_names(ast.parse(path.read_bytes()))
+        except (SyntaxError, ValueError) as error:
+            yield Finding(keys, f"{_normal(path)} is not Python: {error}")
+            return
+        if name not in bound and "*" not in bound:
+            yield Finding(keys, f"there is no {name!r} in {_normal(path)}; it has {listed(bound)}{suggestion(name, bound)}")
+
+
+def _top_level_names(module: ast.Module) -> list[str]:
+    """Names bound at the top of a file, also under its ifs and tries; "*" for a star import."""
+    names = []
+    for statement in module.body:
+        for node in ast.walk(statement) if isinstance(statement, ast.If | ast.Try) else [statement]:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.append(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names += [alias.asname or alias.name for alias in node.names]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names += [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    return names
+
+
+def _no_file(path: Path) -> str:
+    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    what = "is a folder, not a file" if path.is_dir() else "is not there"
+    return f"file {_normal(path)} {what}{suggestion(path.name, siblings)}"
+
+
+def _normal(path: Path) -> str:
+    return os.path.normpath(path)

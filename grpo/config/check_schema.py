@@ -1,0 +1,354 @@
+"""What does the schema expect at a place in a recipe, and how is a mistake against it said in one line and read past?
+
+pydantic judges; this module turns its errors into findings: one for each mistake, however many members of a union refused a value.
+So that one mistake does not hide the next, ``validated`` puts something harmless where each mistake was and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from grpo.config import Recipe
+from grpo.config.foreign_keys import ELSEWHERE, KINDS_ELSEWHERE
+from grpo.config.problems import Finding, Keys, Problem, did_you_mean, found, listed, resembles_closely, suggestion
+from grpo.config.yaml_positions import Node, locate, node_of
+
+VALUE_FOR = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+ROUNDS = 4  # a misspelt kind hides a misspelt key, which hides a wrong value; more than that waits for the next reading
+
+
+class Spot(NamedTuple):
+    """A place in the schema: the annotation there, and what the schema says about it in words. Annotation Any: anything goes."""
+
+    annotation: Any
+    description: str | None = None
+
+
+class Validated(NamedTuple):
+    """``recipe`` is None if the mistakes could not be read past; ``damaged`` are the keys at which ``tree`` isn't what was written."""
+
+    recipe: Recipe | None
+    tree: Node
+    problems: list[Problem]
+    damaged: list[Keys]
+
+
+def validated(tree: Node) -> Validated:
+    """The recipe that the tree describes, with everything the schema has against it."""
+    problems: list[Problem] = []
+    damaged: list[Keys] = []
+    for _ in range(ROUNDS):
+        data = tree.plain()
+        try:
+            return Validated(Recipe.model_validate(data, strict=True), tree, problems, damaged)
+        except ValidationError as error:
+            mistakes = _mistakes(error, data)
+        problems += [locate(mistake.finding, tree, data) for mistake in mistakes if mistake.finding.holds_without(damaged)]
+        for mistake in mistakes:
+            tree, touched = mistake.mended(tree)
+            damaged += touched
+    return Validated(None, tree, problems, damaged)
+
+
+def spot_at(data: Any, keys: Iterable[str | int]) -> Spot:
+    """What the schema says about the value that ``keys`` lead to; ``data`` decides between the members of unions."""
+    spot = Spot(Recipe)
+    for key in keys:
+        spot = _below(spot.annotation, data, key)
+        data = _step(data, key)
+    return spot
+
+
+def admits_null(annotation: Any) -> bool:
+    """Does null mean something here, other than "not written"? (Anything goes under free-form settings, but there it says nothing.)"""
+    return annotation is not Any and any(_bare(member) is NoneType for member in _members(annotation))
+
+
+class _Mistake(NamedTuple):
+    """A finding and how to read past it: another name for its key, or a value in its place (None: nothing, the default)."""
+
+    finding: Finding
+    keys: Keys
+    rename: str | None = None
+    value: Any = None
+    is_certain: bool = False  # the mended text says what was meant, so what is found in it is worth reporting
+
+    def mended(self, tree: Node) -> tuple[Node, list[Keys]]:
+        if self.rename:
+            return tree.renamed(self.keys, self.rename), []
+        place = tree.nearest(self.keys).place
+        return tree.put(self.keys, None if self.value is None else node_of(self.value, place)), [] if self.is_certain else [self.keys]
+
+
+def _mistakes(error: ValidationError, data: Any) -> list[_Mistake]:
+    """One mistake for each thing the author got wrong."""
+    errors = {keys: item for item in error.errors(include_url=False) if (keys := _keys(item["loc"], item["type"], data)) is not None}
+    # The members of a union complain about one value at several depths: the deepest complaint is about the member that was meant.
+    deepest = {keys: item for keys, item in errors.items() if not any(keys == other[: len(keys)] for other in errors if other != keys)}
+    unknown = {keys: _unknown_key(keys, data) for keys, item in deepest.items() if item["type"] == "extra_forbidden"}
+    provided = {(*keys[:-1], mistake.rename) for keys, mistake in unknown.items()}
+    mistakes = dict(unknown)
+    for keys, item in deepest.items():
+        if keys in unknown or keys in provided:
+            continue
+        match item["type"]:
+            case "literal_error" if item["loc"][-1] == "[key]":
+                mistakes[keys] = _wrong_key(keys, data)
+            case "missing":
+                mistakes[keys] = _missing_key(keys, data)
+            case "union_tag_invalid" | "union_tag_not_found":
+                mistakes[keys] = _wrong_kind(keys, data)
+            case "value_error" | "assertion_error":
+                text = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+                mistakes[keys] = _Mistake(Finding(keys, text), keys, value=_stand_in(keys, data))
+            case _:
+                mistakes[keys] = _wrong_value(keys, data)
+    return list(mistakes.values())
+
+
+def _keys(loc: tuple[str | int, ...], kind: str, data: Any) -> Keys | None:
+    """The keys in pydantic's location, without the names of union members; None if it is about a member that wasn't meant."""
+    keys: Keys = ()
+    spot = Spot(Recipe)
+    for depth, part in enumerate(loc):
+        is_new_key = depth == len(loc) - 1 and kind in ("missing", "extra_forbidden")
+        if (isinstance(data, dict) and (part in data or is_new_key)) or (isinstance(data, list) and isinstance(part, int)):
+            spot, data, keys = _below(spot.annotation, data, part), _step(data, part), (*keys, part)
+        elif isinstance(data, dict) and part in _not_meant(spot.annotation, data):
+            return None
+    return keys
+
+
+def _unknown_key(keys: Keys, data: Any) -> _Mistake:
+    *parent_keys, key = keys
+    parent = _value_at(data, parent_keys)
+    annotation = spot_at(data, parent_keys).annotation
+    model = _meant(annotation, parent)
+    fields = _fields(model)
+    ours = ELSEWHERE.get(str(key))
+    close = ours if ours in fields else did_you_mean(key, fields)
+    kind = _kind(model)
+    owners = [_kind(member) for member in map(_bare, _members(annotation)) if member is not model and key in _fields(member)]
+    text = f"unknown key {key!r}"
+    if kind and owners:
+        text += f" in a stage of kind {kind}; it belongs to kind {' or '.join(map(str, owners))}"
+    elif ours and ours != close:
+        text += f", which other toolkits have; here it is {ours}"
+        close = None
+    elif close:
+        text += f"; did you mean {close!r}, which is there already?" if close in parent else f"; did you mean {close!r}?"
+    else:
+        text += f"; known here are {listed(sorted(fields))}"
+    is_rename = bool(close) and not owners and close not in parent
+    if is_rename and not ours and not resembles_closely(key, str(close)):
+        return _Mistake(Finding(keys, text), keys)  # what stands there may be meant for something else
+    return _Mistake(Finding(keys, text), keys, rename=close if is_rename else None, is_certain=True)
+
+
+def _wrong_key(keys: Keys, data: Any) -> _Mistake:
+    """A key of a mapping whose keys are a choice."""
+    *parent_keys, key = keys
+    mapping = _meant(spot_at(data, parent_keys).annotation, {})
+    choices = get_args(_bare(get_args(mapping)[0]))
+    return _Mistake(Finding(keys, f"unknown key {key!r}; known here are {listed(choices)}{suggestion(key, choices)}"), keys)
+
+
+def _missing_key(keys: Keys, data: Any) -> _Mistake:
+    spot = spot_at(data, keys)
+    about = f" ({spot.description})" if spot.description else ""
+    text = f"key {keys[-1]!r} is missing; write {describe(spot.annotation)}{about}"
+    return _Mistake(Finding(keys, text), keys, value=_placeholder(spot.annotation))
+
+
+def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
+    stage = _value_at(data, keys)
+    kinds = [kind for member in map(_bare, _members(spot_at(data, keys).annotation)) if (kind := _kind(member)) is not None]
+    if "kind" not in stage:
+        close = next((key for key in stage if did_you_mean(key, ["kind"]) and stage[key] in kinds), None)
+        if close:
+            return _Mistake(Finding((*keys, close), f"unknown key {close!r}; did you mean 'kind'?"), (*keys, close), rename="kind")
+        text = f"key 'kind' is missing; write one of {listed(kinds)}"
+    elif stage["kind"] is None:
+        text = "kind: null removes a stage of the recipe that this one extends, and there is none of this name"
+    else:
+        close = KINDS_ELSEWHERE.get(str(stage["kind"])) or did_you_mean(stage["kind"], kinds)
+        text = f"no kind of stage is called {found(stage['kind'])}; kinds are {listed(kinds)}"
+        text += f"; did you mean {close!r}?" if close else ""
+        if close:
+            return _Mistake(Finding((*keys, "kind"), text), (*keys, "kind"), value=close, is_certain=True)
+    name = stage.get("name") if isinstance(stage.get("name"), str) else "unnamed"
+    return _Mistake(Finding((*keys, "kind"), text), keys, value={"name": name, "kind": "eval"})
+
+
+def _wrong_value(keys: Keys, data: Any) -> _Mistake:
+    value = _value_at(data, keys)
+    spot = spot_at(data, keys)
+    about = f" ({spot.description})" if spot.description else ""
+    text = f"expected {describe(spot.annotation)}, found {found(value)}{_remedy(spot.annotation, value)}{about}"
+    return _Mistake(Finding(keys, text), keys, value=_stand_in(keys, data))
+
+
+def _remedy(annotation: Any, value: Any) -> str:
+    """What to write instead, where that can be known."""
+    bare = [_bare(member) for member in _members(annotation)]
+    choices = [choice for member in bare if get_origin(member) is Literal for choice in get_args(member)]
+    if isinstance(value, float) and int in bare and value.is_integer():
+        return f"; write {int(value)}"
+    if isinstance(value, str) and bool in bare:
+        return f"; write {VALUE_FOR[value.lower()]}" if value.lower() in VALUE_FOR else suggestion(value, ["true", "false"])
+    if isinstance(value, str) and {int, float} & set(bare) and value.replace(".", "", 1).replace("_", "").isdigit():
+        return "; remove the quotes"
+    if isinstance(value, int | float) and str in bare and not isinstance(value, bool):
+        return f"; write '{value}', in quotes"
+    return suggestion(value, choices) if isinstance(value, str) else ""
+
+
+def _stand_in(keys: Keys, data: Any) -> Any:
+    """A value to go on with: None (that is, the default) where there is one."""
+    *parent_keys, key = keys
+    field = _fields(_meant(spot_at(data, parent_keys).annotation, _value_at(data, parent_keys))).get(str(key))
+    return None if field and not field.is_required() else _placeholder(spot_at(data, keys).annotation)
+
+
+def _placeholder(annotation: Any) -> Any:
+    """The least that a required value can be."""
+    bare = _bare(_members(annotation)[0])
+    if _is_model(bare):
+        return {key: _placeholder(_fields(bare)[key].annotation) for key in _required(bare)}
+    if get_origin(bare) is Literal:
+        return get_args(bare)[0]
+    if get_origin(bare) is list:
+        return [_placeholder(get_args(bare)[0])]
+    return {str: "unnamed", int: 1, float: 1.0, bool: False}.get(bare, {})
+
+
+# --- The schema, walked ---------------------------------------------------------------------------
+
+
+def _not_meant(annotation: Any, data: Any) -> set[str]:
+    """What pydantic calls the other members of a union."""
+    members = [_bare(member) for member in _members(annotation)]
+    return {getattr(member, "__name__", "") for member in members if member is not _meant(annotation, data)}
+
+
+def _below(annotation: Any, data: Any, key: str | int) -> Spot:
+    """What the schema says one key further down."""
+    meant = _meant(annotation, data)
+    if _is_model(meant):
+        field = _fields(meant).get(str(key))
+        if not field:
+            return Spot(Any)
+        return Spot(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, field.description)
+    arguments = get_args(meant)
+    if get_origin(meant) is tuple and isinstance(key, int):
+        return Spot(arguments[min(key, len(arguments) - 1)])
+    return Spot(arguments[-1]) if get_origin(meant) in (list, dict) else Spot(Any)
+
+
+def _step(data: Any, key: str | int) -> Any:
+    if isinstance(data, dict):
+        return data.get(key)
+    return data[key] if isinstance(data, list) and isinstance(key, int) and key < len(data) else None
+
+
+def _value_at(data: Any, keys: Iterable[str | int]) -> Any:
+    return reduce(_step, keys, data)
+
+
+def _bare(annotation: Any) -> Any:
+    return _bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+
+def _limits(annotation: Any) -> list[Any]:
+    """What stands beside the type in Annotated: Gt(0), Le(1), a pattern."""
+    if get_origin(annotation) is not Annotated:
+        return []
+    inner, *beside = get_args(annotation)
+    return _limits(inner) + [limit for item in beside for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union, or the annotation alone; each may still be Annotated."""
+    bare = _bare(annotation)
+    if get_origin(bare) not in (Union, UnionType):
+        return [annotation]
+    return [member for argument in get_args(bare) for member in _members(argument)]
+
+
+def _meant(annotation: Any, data: Any) -> Any:
+    """The member of a union that the author of ``data`` had in mind."""
+    members = [_bare(member) for member in _members(annotation)]
+    if isinstance(data, dict):
+        models = [member for member in members if _is_model(member)]
+        mappings = [member for member in members if get_origin(member) is dict]
+        return max(models, key=lambda model: _likeness(model, data)) if models else [*mappings, *members][0]
+    if isinstance(data, list):
+        return next((member for member in members if get_origin(member) in (list, tuple)), members[0])
+    return members[0]
+
+
+def _likeness(model: type[BaseModel], data: dict[str, Any]) -> tuple[bool, int]:
+    fields = _fields(model)
+    return _kind(model) is not None and _kind(model) == data.get("kind"), sum(did_you_mean(key, fields) is not None for key in data)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _fields(model: Any) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()} if _is_model(model) else {}
+
+
+def _kind(model: Any) -> str | None:
+    """The kind of stage that a model describes."""
+    field = _fields(model).get("kind")
+    return str(get_args(field.annotation)[0]) if field else None
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in words: "a whole number above 0 or null"."""
+    members = _members(annotation)
+    required = [_required(_bare(member)) for member in members]
+    if len(members) > 1 and set.intersection(*map(set, required)):  # the kinds of stages
+        return _mapping(key for key in required[0] if all(key in others for others in required))
+    return " or ".join(dict.fromkeys(map(_describe_member, members)))
+
+
+def _required(model: Any) -> list[str]:
+    return [key for key, field in _fields(model).items() if field.is_required()]
+
+
+def _mapping(keys: Iterable[str]) -> str:
+    inside = ", ".join(f"{key}: ..." for key in keys)
+    return f"a mapping {{{inside}}}" if inside else "a mapping"
+
+
+def _describe_member(annotation: Any) -> str:
+    bare, limits = _bare(annotation), _limits(annotation)
+    names = ("gt", "ge", "lt", "le", "min_length", "max_length", "pattern")
+    limit = {name: value for item in limits for name in names if (value := getattr(item, name, None)) is not None}
+    if _is_model(bare):
+        return _mapping(_required(bare))
+    if get_origin(bare) is Literal:
+        return f"one of {listed(get_args(bare))}"
+    if get_origin(bare) is list:
+        few = f" ({limit['min_length']} or more)" if limit.get("min_length") else ""
+        return f"a list{few} of {describe(get_args(bare)[0])}"
+    if get_origin(bare) is tuple:
+        return listed(map(describe, get_args(bare)))
+    if bare is str:
+        pattern = f" that matches {limit['pattern']}" if "pattern" in limit else ""
+        length = f", at most {limit['max_length']} characters" if "max_length" in limit else ""
+        return f"text{pattern}{length}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}.get(bare, "a mapping")
+    if "ge" in limit and "le" in limit:
+        return f"{words} from {limit['ge']} to {limit['le']}"
+    phrases = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+    return " ".join([words, *(f"{phrase} {limit[name]}" for name, phrase in phrases.items() if name in limit)])

@@ -1,0 +1,313 @@
+"""How does a YAML file, with those it extends and the command line's overrides, become a recipe?
+
+Layers are merged in order: the recipe that is extended, the recipe itself, then each override.
+
+- Mappings merge key by key. Lists are replaced, except ``stages``, which merge by stage name: the base's order first, new ones after it.
+- ``null`` over a value takes it away, so that the default holds again; where null means something itself (keep.language: it switches
+  the filter off) it is that value. ``{name: harvest, kind: null}`` takes away a stage, ``data: {sums: null}`` a data source.
+- A layer that names another kind of stage, another way to get a model (make, path), or another source of data replaces the whole entry: the
+  old one's keys would not fit it.
+- A relative path belongs to the file that it is written in; on the command line, to the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
+from grpo.config.check_schema import admits_null, spot_at, validated
+from grpo.config.problems import Keys, Place, Problem, dotted, found, in_reading_order, listed, suggestion
+from grpo.config.yaml_positions import Node, locate, read_yaml, write_yaml
+from grpo.errors import RecipeError
+from grpo.util.shipped_recipes import shipped_recipes
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+MODEL_KEYS = ("make", "path")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with what it came from. ``tree`` knows the place of every value that was written."""
+
+    recipe: Recipe
+    path: Path
+    tree: Node
+
+    @property
+    def base(self) -> Path:
+        """The folder that the recipe's relative paths refer to."""
+        return self.path.parent
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data, defaults filled in."""
+        return self.recipe.model_dump(mode="json", by_alias=True)
+
+    def source_of(self, *keys: str | int) -> str:
+        """Where a value was written ("recipes/x.yaml:12"), or the nearest written thing around it: source_of("stages", 0, "steps")."""
+        return str(self.tree.nearest(keys).place)
+
+
+def load_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe: a path, or the name of a shipped one; ``overrides`` are key.key=value, with stages named.
+
+    Raises RecipeError with all problems at once. What only ``grpo.config.check_references.check_graph`` can tell is among them whenever there is any other
+    problem; a recipe that comes back has yet to be checked with it.
+    """
+    path = find_recipe(ref, Path.cwd())
+    problems: list[Problem] = []
+    tree = _read_layer(path, path.parent, (), problems)
+    if tree is None:
+        raise RecipeError([str(problem) for problem in problems])
+    for override in overrides:
+        tree = _overridden(tree, override, path.parent, problems)
+    refused = {problem.place for problem in problems}
+    result = validated(_without_removed(tree))
+    problems += [problem for problem in result.problems if problem.place not in refused]
+    if problems:
+        if result.recipe:
+            from grpo.config.check_references import graph_findings
+
+            findings = [finding for finding in graph_findings(result.recipe, path.parent) if finding.holds_without(result.damaged)]
+            problems += [locate(finding, result.tree, result.tree.plain()) for finding in findings]
+        raise RecipeError(in_reading_order(problems, _shown(path)))
+    assert result.recipe is not None
+    return LoadedRecipe(result.recipe, path, result.tree)
+
+
+def resolved_yaml(loaded: LoadedRecipe, settled_tokens: Mapping[str, int] = NOTHING) -> str:
+    """The recipe as YAML with all defaults filled in; it loads to an equal recipe.
+
+    ``settled_tokens``: by stage, the tokens_per_device that the recipe left to the machine.
+    """
+    stages = [
+        {**stage, "tokens_per_device": settled_tokens[stage["name"]]} if stage["name"] in settled_tokens else stage
+        for stage in loaded.resolved["stages"]
+    ]
+    return write_yaml({**loaded.resolved, "stages": stages})
+
+
+def find_recipe(ref: str, folder: Path) -> Path:
+    """The file that ``ref`` means, seen from ``folder``. Raises RecipeError with what was looked for."""
+    shipped = shipped_recipes()
+    if ref in shipped:
+        return shipped[ref]
+    path = Path(os.path.abspath(folder / Path(ref).expanduser()))
+    if os.path.isfile(path):
+        return path
+    what = "a folder, not a recipe" if path.is_dir() else "no file of that name"
+    names = listed(shipped) if shipped else "none"
+    raise RecipeError(f"recipe {ref!r}: {path} is {what}, and shipped recipes are {names}{suggestion(Path(ref).stem, shipped)}")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
+    """The tree of a file merged over those it extends; None if any of them cannot be read. ``chain``: the files that led here."""
+    start = Place(_shown(path), 1)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        problems.append(Problem(Place(_shown(path)), f"cannot be read: {error.strerror}"))
+        return None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problems.append(Problem(Place(start.file, line), "not UTF-8 text; save it as UTF-8"))
+        return None
+    tree, wrong = read_yaml(text, start)
+    problems += wrong
+    if tree is None:
+        if not wrong:
+            problems.append(Problem(start, "the file is empty; a recipe has at least name, model and stages"))
+        return None
+    if not isinstance(tree.value, dict):
+        text = f"a recipe is a mapping of keys (name: ..., model: ..., stages: ...), found {found(tree.plain())}"
+        problems.append(Problem(tree.place, text))
+        return None
+    extends = tree.get("extends")
+    if extends is None:
+        return _anchored(tree, path.parent, base)
+    below = _extended(extends, path, base, chain, problems)
+    return merged(below, _anchored(tree.put(("extends",), None), path.parent, base)) if below else None
+
+
+def _extended(extends: Node, path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
+    """The tree of the file named by ``extends``."""
+    if not isinstance(extends.value, str):
+        problems.append(Problem(extends.place, f"extends: expected a file or the name of a shipped recipe, found {found(extends.plain())}"))
+        return None
+    try:
+        target = find_recipe(extends.value, path.parent)
+    except RecipeError as error:
+        problems.append(Problem(extends.place, f"extends: {error}"))
+        return None
+    chain = (*chain, path)
+    if target in chain:
+        circle = " -> ".join(_shown(file) for file in (*chain[chain.index(target) :], target))
+        problems.append(Problem(extends.place, f"extends goes in a circle: {circle}"))
+        return None
+    return _read_layer(target, base, chain, problems)
+
+
+def _anchored(node: Node, folder: Path, base: Path, key: str | int = "") -> Node:
+    """The node, written in ``folder``, with its relative paths (what begins with ./ or ../, and data files) made relative to ``base``."""
+    if folder == base:
+        return node
+    if isinstance(node.value, dict):
+        return Node({name: _anchored(item, folder, base, name) for name, item in node.value.items()}, node.place)
+    if isinstance(node.value, list):
+        return Node([_anchored(item, folder, base) for item in node.value], node.place)
+    text = node.value
+    if not isinstance(text, str) or not (text.startswith(("./", "../")) or (key in FILE_KEYS and not os.path.isabs(text))):
+        return node
+    moved = os.path.relpath(folder / text, base)
+    return Node(moved if moved.startswith("..") else f"./{moved}", node.place)
+
+
+# --- Layers ---------------------------------------------------------------------------------------
+
+
+def merged(old: Node, new: Node, keys: Keys = ()) -> Node:
+    """``new`` over ``old``, which both stand at ``keys``."""
+    if new.value is None:
+        return Node(None, new.place, removes=True)
+    if keys == ("stages",) and isinstance(old.value, list) and isinstance(new.value, list):
+        return Node(_merged_stages(old.value, new.value), new.place)
+    if not isinstance(old.value, dict) or not isinstance(new.value, dict) or _chooses_anew(old, new, keys):
+        return new
+    both = {key: merged(old.value[key], node, (*keys, key)) if key in old.value else node for key, node in new.value.items()}
+    return Node({**old.value, **both}, new.place if new.place.line else old.place)
+
+
+def _merged_stages(old: list[Node], new: list[Node]) -> list[Node]:
+    stages = list(old)
+    position = {name: index for index, stage in reversed(list(enumerate(old))) if (name := _name(stage)) is not None}
+    for stage in new:
+        index = position.get(_name(stage))
+        if index is None:
+            stages.append(stage)
+        else:
+            stages[index] = merged(stages[index], stage, ("stages", index))
+    return stages
+
+
+def _name(stage: Node) -> Any:
+    name = stage.get("name")
+    return name.value if name and isinstance(name.value, str) else None
+
+
+def _chooses_anew(old: Node, new: Node, keys: Keys) -> bool:
+    """Does ``new`` name another kind of thing, so that the old one's keys would not fit?"""
+    if keys[:1] == ("stages",) and len(keys) == 2:
+        kinds = [node.value for node in (old.get("kind"), new.get("kind")) if node and node.value is not None]
+        return len(set(map(str, kinds))) == 2
+    if keys == ("model",) or (keys[:1] == ("stages",) and keys[2:] == ("from",)):
+        choices: Sequence[str] = MODEL_KEYS
+    elif keys[:1] == ("data",) and len(keys) == 2:
+        choices = SOURCE_KEYS
+    else:
+        return False
+    before, after = ({key for key in choices if (node := tree.get(key)) and node.value} for tree in (old, new))
+    return bool(before and after and before != after)
+
+
+def _without_removed(tree: Node) -> Node:
+    """The tree without what a later layer's null took away."""
+    data = tree.plain()
+    removed = [keys for keys, node in tree.walk() if node.removes]
+    stages = {keys[:2] for keys in removed if keys[:1] == ("stages",) and keys[2:] in ((), ("kind",))}
+    values = [keys for keys in removed if keys[:2] not in stages and not admits_null(spot_at(data, keys).annotation)]
+    for keys in [*reversed(values), *sorted(stages, reverse=True)]:  # the last items of a list first, so that the others keep their index
+        tree = tree.put(keys, None)
+    return tree
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+
+def _overridden(tree: Node, override: str, base: Path, problems: list[Problem]) -> Node:
+    """The tree with one ``key.key=value`` merged over it."""
+    place = Place(f"command line: {override}")
+    path, equals, text = override.partition("=")
+    is_torn = any(override.count(opening) != override.count(closing) for opening, closing in ("[]", "{}"))
+    if not equals or not path.strip():
+        hint = "; this looks like the rest of one that the shell took apart: put all of it in single quotes" if is_torn else ""
+        problems.append(Problem(place, f"expected key=value, such as stages.reason.steps=12{hint}"))
+        return tree
+    value, wrong = read_yaml(text, place)
+    if wrong:
+        hint = "quotes that the shell leaves alone make it text: 'key=\"...\"'"
+        if is_torn:
+            hint = "a bracket is left open; the shell takes a value with spaces apart: put all of it in single quotes, 'key=[...]'"
+        problems += [Problem(place, f"{problem.text}; {hint}") for problem in wrong]
+        return tree
+    try:
+        keys = _override_keys(tree, path.strip().split("."))
+    except RecipeError as error:
+        problems.append(Problem(place, str(error)))
+        return tree
+    node = _anchored(value or Node(None, place), Path.cwd(), base, keys[-1])
+    depth = next((depth for depth in range(len(keys)) if tree.nearest(keys[:depth]).get(keys[depth]) is None), len(keys))
+    for key in reversed(keys[depth:]):
+        node = Node({str(key): node}, place)
+    here = keys[:depth]
+    return tree.put(here, merged(tree.nearest(here), node, here)) if here else merged(tree, node)
+
+
+def _override_keys(tree: Node, words: list[str]) -> Keys:
+    """The words of an override as keys: stages by name, list items by number."""
+    keys: Keys = ()
+    node: Node | None = tree
+    for depth, word in enumerate(words):
+        key: str | int = word
+        if not word:
+            raise RecipeError("a key is empty; write key.key=value, such as stages.reason.steps=12")
+        if node and isinstance(node.value, list):
+            key = _item(node.value, word, keys, tree)
+        elif node and not isinstance(node.value, dict) and node.value is not None:
+            raise RecipeError(f"{dotted(keys, tree.plain())} is {found(node.value)}, which has no key {word!r}")
+        elif keys == ("data",) and node and node.get(word) is None and depth < len(words) - 1:
+            raise RecipeError(f"no data source {word!r}; sources are {listed(node.plain() or ())}{suggestion(word, node.plain() or ())}")
+        keys = (*keys, key)
+        node = node.get(key) if node else None
+    return keys
+
+
+def _item(items: list[Node], word: str, keys: Keys, tree: Node) -> int:
+    names = [_name(item) for item in items] if keys == ("stages",) else []
+    if word in names:
+        return names.index(word)
+    if word.isdigit() and int(word) < len(items):
+        return int(word)
+    if keys == ("stages",):
+        known = [name for name in names if name]
+        raise RecipeError(f"no stage {word!r}; stages are {listed(known)}{suggestion(word, known)}")
+    raise RecipeError(f"no item {word!r}: {dotted(keys, tree.plain())} has {len(items)}, counted from 0")
+
+
+def key_value_pairs(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """key=value pairs, with values as YAML reads them, and what is wrong with them."""
+    import yaml
+
+    values, problems = {}, []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            problems.append(f"{pair!r} is not KEY=VALUE")
+            continue
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"{pair!r}: the value is not YAML; put it in quotes")
+    return values, problems

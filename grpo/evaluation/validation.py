@@ -1,0 +1,116 @@
+"""Is the model getting better? It is looked at on a schedule, the best one is kept, and a drop leads back to it with a lower learning rate.
+
+The updates since the best model are lost, and the course goes on with its next rows: a stage has as many updates as planned, however often
+the model drops. The last update is looked at too, so that a stage never ends with a model that is worse than its best by more than tolerance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo.config import Validation
+from grpo.evaluation import measure as evaluation
+from grpo.resources.checkpointing import Keeper, StepEnd
+from grpo.resources.context import Workplace
+from grpo.trainer.batch import Batch
+from grpo.types import Checkpoint
+from rollout.pool import RolloutPool
+
+LOSS_TOLERANCE = 0.01
+"""Nats a token. Held-back losses of neighbouring updates differ by less where training is healthy."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen: ``score``, larger is better, and how much worse one may be that is no drop."""
+
+    score: float
+    tolerance: float
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class Standing:
+    """What a resumed run must know of the looks before it."""
+
+    best_update: int = 0  # 0: not looked yet
+    best_score: float = float("-inf")
+    rate: float = 1.0
+    num_rollbacks: int = 0
+
+
+class Watchman:
+    """Looks at the model of one stage's training. ``held_back`` are the rows that the loss is taken on; without ``settings`` it never looks."""
+
+    def __init__(self, settings: Validation | None, held_back: Batch | None, keeper: Keeper, work: Workplace, start: Checkpoint):
+        self.settings, self.held_back, self.keeper, self.work, self.start = settings, held_back, keeper, work, start
+        self.standing = Standing()
+        self._pool: RolloutPool | None = None
+
+    def after(self, update: int, end: StepEnd) -> dict[str, float]:
+        """What update number ``update`` led to, as metrics; nothing where no look is due. The best model's step must be kept."""
+        settings, standing = self.settings, self.standing
+        if settings is None or (update % settings.every and update != self.keeper.total):
+            return {}
+        look = self._loss(settings, self.held_back) if self.held_back is not None else self._accuracy(settings, update)
+        if look.score > standing.best_score:
+            standing.best_update, standing.best_score = update, look.score
+            end.must_be_kept = True
+        elif standing.best_update and not look.score >= standing.best_score - look.tolerance:
+            standing.rate *= settings.learning_rate_factor
+            standing.num_rollbacks += 1
+            self.keeper.go_back(standing.best_update, update)
+            self.work.progress.say(
+                f"  update {update}: {settings.by} is {abs(look.score):.4g}, and was {abs(standing.best_score):.4g} after update "
+                f"{standing.best_update}; goes on from that model with {standing.rate:g} times the learning rate"
+            )
+        return {**look.metrics, "validation/rollbacks": standing.num_rollbacks}
+
+    def state(self, update: int) -> dict[str, Any]:
+        """For the checkpoint of ``update``; its score where it is the best so far."""
+        score = self.standing.best_score if update == self.standing.best_update else None
+        return {"standing": asdict(self.standing), "score": score}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        kept = {name: value for name, value in state.get("standing", {}).items() if value is not None}  # JSON has no infinity
+        self.standing = Standing(**kept)
+
+    def _loss(self, settings: Validation, held_back: Batch) -> Look:
+        """Cross-entropy, nats a completion token; less is better."""
+        loss = -float(np.mean(self.keeper.trainer.logprobs(held_back)[held_back.loss_mask]))
+        return Look(-loss, _given(settings.tolerance, LOSS_TOLERANCE), {"validation/loss": loss})
+
+    def _accuracy(self, settings: Validation, update: int) -> Look:
+        """The recipe's evaluation, by engines that hold the model of this update."""
+        held_out = self.work.recipe.evaluation
+        assert held_out is not None, "the recipe's check lets no such stage through"
+        if self._pool is None:
+            self._pool = self.work.pool(self.start)
+        self._pool.sync(lambda: self.keeper.trainer.export(update, self.work.recipe.rollout.dtype), update)
+        scores = evaluation.measure(self.work, self._pool, self.start, held_out, None)
+        metrics = {"validation/accuracy": scores.accuracy, "validation/accuracy_se": scores.accuracy_se}
+        return Look(scores.accuracy, _given(settings.tolerance, scores.accuracy_se), metrics)
+
+
+def hold_back(prompts: Sequence[Sequence[int]], num_rows: int, seed: int) -> set[int]:
+    """At least ``num_rows`` row numbers, chosen by chance; rows of one prompt stay together, so that none of them is learned."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        alike.setdefault(tuple(prompt), []).append(row)
+    groups = list(alike.values())
+    random.Random(f"held-back-{seed}").shuffle(groups)
+    chosen: set[int] = set()
+    for group in groups:
+        if len(chosen) >= num_rows:
+            break
+        chosen.update(group)
+    return chosen
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,1 @@
+"""A whole run: the order of stages, their models, and Ray."""

@@ -1,0 +1,1 @@
+"""What all stages of a run share: context, prompts, engines, trainers, checkpoints."""

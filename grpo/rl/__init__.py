@@ -1,0 +1,1 @@
+"""The reinforcement-learning loop: rollouts, scores, advantages, updates, weight pushes."""

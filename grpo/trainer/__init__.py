@@ -1,0 +1,1 @@
+"""The policy model and its updates: log-probs, packing, attention, memory, ranks."""

@@ -1,0 +1,1 @@
+"""The code reward and its sandbox."""

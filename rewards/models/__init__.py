@@ -1,0 +1,1 @@
+"""Rewards that a model gives: a judge behind an endpoint, or a reward model."""

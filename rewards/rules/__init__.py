@@ -1,0 +1,1 @@
+"""Rewards that are rules: nothing but the completion and the row decides."""

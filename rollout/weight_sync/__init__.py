@@ -1,0 +1,1 @@
+"""How new weights reach the engines, and the proof that they did."""
