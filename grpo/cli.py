@@ -109,9 +109,9 @@ def _explains_errors(command: Callable[..., Answer | None]) -> Callable[..., Non
 
 def _explained(error: BaseException, recipe: str | None, as_json: bool) -> Answer:
     """Say on stderr what went wrong, and return it as JSON has it. What nobody expected is raised again, or with --json shown with its traceback."""
-    from grpo.config.problems import printable_lines, render_problems
     from grpo.errors import CheckpointError, DataError, EngineError, RecipeError, RewardError, ToolkitError
     from grpo.util.streams import complain
+    from grpo.util.text import printable_lines, render_problems
 
     kind = type(error).__name__
     if isinstance(error, RecipeError):
@@ -391,7 +391,7 @@ def reward_test(
     Example: grpo reward test math --data sums.jsonl
     """
     from grpo.commands.reward import table_of, totals_of, try_reward
-    from grpo.config.problems import printable_lines
+    from grpo.util.text import printable_lines
 
     tried = try_reward(ref, data, completions, settings or [], column or [], answer, canary, rows, deadline, is_strict=not any_scale)
     found: Answer = {}
@@ -501,7 +501,7 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from grpo.config.problems import printable_lines
+    from grpo.util.text import printable_lines
 
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=any(header), header_style="dim"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config.load import key_value_pairs
-from grpo.config.problems import suggestion
 from grpo.errors import RecipeError
 from grpo.plan.models import model_problems
 from grpo.run.records import read_jsonl_rows
+from grpo.util.text import suggestion
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 

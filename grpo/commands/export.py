@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from grpo import __version__
-from grpo.config.problems import listed, suggestion
 from grpo.errors import CheckpointError
 from grpo.plan.models import model_problems
 from grpo.report.run_reader import RunContents, StageContents, read_run
 from grpo.util.model_folder import ADAPTER, CONFIG
+from grpo.util.text import listed, suggestion
 
 CARD = "README.md"
 # What belongs to a model and can hold no code: weights as safetensors, settings, the tokenizer's files. Never a pickle.

@@ -13,10 +13,10 @@ from typing import Any
 from grpo.config import DataSource, Tags
 from grpo.config.check_inputs import source_columns
 from grpo.config.load import key_value_pairs
-from grpo.config.problems import found, suggestion
 from grpo.data.files import Row, read_jsonl
 from grpo.data.sources import Sources
 from grpo.errors import DataError, RecipeError, RewardError
+from grpo.util.text import found, suggestion
 from rewards import RESERVED, SHIPPED, RewardFn, RewardRuntime, RewardSpec, ScoreInput, check_reward, load_reward, right_completions
 from rewards.canary import Trial, canary_trials, problems_of
 from rewards.function import BATCH_NAMES

@@ -26,7 +26,8 @@ from grpo.config import (
     imitated_sources,
     source_names,
 )
-from grpo.config.problems import Finding, Keys, listed, suggestion
+from grpo.config.problems import Finding, Keys
+from grpo.util.text import listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from grpo.config import DistillStage, EvalStage, MadeModel, Mixture, Recipe, RejectStage, RlStage, SftStage, Weighted, source_names
 from grpo.config.check_inputs import input_findings
 from grpo.config.check_settings import contradictions
-from grpo.config.problems import Finding, Keys, in_reading_order, listed, suggestion
+from grpo.config.problems import Finding, Keys, in_reading_order
 from grpo.config.yaml_positions import locate
+from grpo.util.text import listed, suggestion
 
 if TYPE_CHECKING:
     from grpo.config.load import LoadedRecipe

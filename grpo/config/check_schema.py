@@ -7,7 +7,7 @@ So that one mistake does not hide the next, ``validated`` puts something harmles
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
+from functools import cache, reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 
 from grpo.config import Recipe
 from grpo.config.foreign_keys import ELSEWHERE, KINDS_ELSEWHERE
-from grpo.config.problems import Finding, Keys, Problem, did_you_mean, found, listed, resembles_closely, suggestion
+from grpo.config.problems import Finding, Keys, Problem
 from grpo.config.yaml_positions import Node, locate, node_of
+from grpo.util.text import did_you_mean, found, listed, resembles_closely, suggestion
 
 VALUE_FOR = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 ROUNDS = 4  # a misspelt kind hides a misspelt key, which hides a wrong value; more than that waits for the next reading
@@ -302,6 +303,7 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+@cache
 def _fields(model: Any) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()} if _is_model(model) else {}
 

@@ -26,7 +26,8 @@ from grpo.config import (
     source_names,
     source_weights,
 )
-from grpo.config.problems import Finding, Keys, listed, suggestion
+from grpo.config.problems import Finding, Keys
+from grpo.util.text import listed, suggestion
 from rewards.rules.language import Language
 
 

@@ -22,10 +22,11 @@ from typing import Any
 
 from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
 from grpo.config.check_schema import admits_null, spot_at, validated
-from grpo.config.problems import Keys, Place, Problem, dotted, found, in_reading_order, listed, suggestion
+from grpo.config.problems import Keys, Place, Problem, dotted, in_reading_order
 from grpo.config.yaml_positions import Node, locate, read_yaml, write_yaml
 from grpo.errors import RecipeError
 from grpo.util.shipped_recipes import shipped_recipes
+from grpo.util.text import found, listed, suggestion
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 MODEL_KEYS = ("make", "path")

@@ -21,7 +21,6 @@ from typing import Any
 
 import jinja2
 
-from grpo.config.problems import printable_lines
 from grpo.errors import DataError
 from grpo.report.browser import BrowserView, browser, held_out_views
 from grpo.report.charts import Chart, chart_style, number
@@ -31,6 +30,7 @@ from grpo.report.formatting import duration, score, size, tagged, visible
 from grpo.report.jsonl_index import Row
 from grpo.report.run_reader import RunContents, StageContents, read_run
 from grpo.report.samples import Numbers, numbers_of, shortened
+from grpo.util.text import printable_lines
 
 MAX_RECIPE_CHARS, MAX_FILES = 40_000, 40
 REFRESH_S, MAX_SHARE = 20.0, 0.02

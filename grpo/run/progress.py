@@ -10,8 +10,8 @@ from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from grpo.config.problems import printable_lines
 from grpo.util.streams import lasting
+from grpo.util.text import printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console

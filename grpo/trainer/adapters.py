@@ -20,9 +20,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from grpo.config import Lora, Optimiser, Trainer
-from grpo.config.problems import did_you_mean
 from grpo.errors import TrainingError
 from grpo.trainer.ranks import whole
+from grpo.util.text import did_you_mean
 
 LINEAR = (torch.nn.Linear, Conv1D)  # the latter is GPT-2's, with its weight the other way round
 OF_EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo.config.problems import listed
 from grpo.util.cores import num_cores
+from grpo.util.text import listed
 
 CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 GENERATION = "generation_config.json"

@@ -11,8 +11,8 @@ import pytest
 
 from grpo.config import load as loading
 from grpo.config.load import LoadedRecipe, load_recipe, resolved_yaml
-from grpo.config.problems import render_problems
 from grpo.errors import RecipeError
+from grpo.util.text import render_problems
 
 Load = Callable[..., LoadedRecipe]
 Problems = Callable[..., list[str]]
@@ -325,7 +325,7 @@ def test_reading_a_recipe_loads_nothing_heavy(write: Write) -> None:
 def test_reading_names_of_shipped_recipes_does_not_wait_for_pydantic() -> None:
     """Errors and their rendering are on the path of every command, --help included."""
     done = run(
-        [sys.executable, "-c", "import sys, grpo.errors, grpo.config.problems; print('pydantic' in sys.modules)"],
+        [sys.executable, "-c", "import sys, grpo.errors, grpo.util.text; print('pydantic' in sys.modules)"],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
