@@ -29,7 +29,7 @@ def main() -> None:
         help="only these hold none of them (default: all but those that wait for a stage)",
     )
     arguments = parser.parse_args()
-    loaded = load_recipe(arguments.recipe)
+    loaded = load_recipe(arguments.recipe, check_inputs=False)
     named = loaded.recipe.data
     others = arguments.disjoint_from or [name for name, source in named.items() if source.measured_in is None]
     like = named[arguments.source].model_dump(exclude_unset=True, by_alias=True)

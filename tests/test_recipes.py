@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config.check_references import check_graph
 from grpo.config.load import load_recipe
 from grpo.util.shipped_recipes import shipped_recipes
 
@@ -15,9 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipe(name: str) -> None:
-    loaded = load_recipe(name)
-    not_fetched = "smollm2-135m-instruct"  # the one model that a script fetches first
-    assert [problem for problem in check_graph(loaded) if not_fetched not in problem] == []
+    loaded = load_recipe(name, check_inputs="smollm2" not in name)  # its model is fetched by a script first
     assert f"| {name} |" in (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     assert loaded.recipe.description
 

@@ -1,47 +1,25 @@
-"""Do the parts of a recipe fit together?
-
-Names lead to things of the right type (here), what is named is there (``inputs``), no settings contradict each other (``contradictions``).
-"""
+"""Names in a recipe lead to things of the right type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from grpo.config import DistillStage, EvalStage, MadeModel, Mixture, Recipe, RejectStage, RlStage, SftStage, Weighted, source_names
-from grpo.config.check_inputs import input_findings
-from grpo.config.check_settings import contradictions
-from grpo.config.problems import Finding, Keys, in_reading_order
-from grpo.config.yaml_positions import locate
+from grpo.config.problems import Finding, Keys
 from grpo.util.text import listed, suggestion
-
-if TYPE_CHECKING:
-    from grpo.config.load import LoadedRecipe
 
 MAKES = {"sft": "a model", "rl": "a model", "distill": "a model", "reject": "a dataset", "eval": "no model and no dataset"}
 MEASURES = ("eval", "reject", "rl")  # leave samples of prompts with what they were judged to be worth
 REMEDY = {"a model": "name a stage of kind sft, rl or distill, or 'base'", "a dataset": "name a data source or a stage of kind reject"}
 
 
-def check_graph(loaded: LoadedRecipe) -> list[str]:
-    """Everything about a well-formed recipe that cannot work, one line each, in the order of its lines."""
-    data = loaded.tree.plain()
-    problems = [locate(finding, loaded.tree, data) for finding in graph_findings(loaded.recipe, loaded.base)]
-    return in_reading_order(problems, loaded.tree.place.file)
-
-
-def graph_findings(recipe: Recipe, base: Path) -> list[Finding]:
-    """The same before places are looked up; ``base`` is the folder that relative paths refer to."""
-    findings = [
-        *_names(recipe),
-        *_references(recipe),
-        *_disjoint(recipe),
-        *_measured(recipe),
-        *contradictions(recipe),
-        *input_findings(recipe, base),
-    ]
-    return list(dict.fromkeys(findings))
+def reference_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Yield every name in a well-formed recipe that leads nowhere, to a thing of the wrong type, or to itself."""
+    yield from _names(recipe)
+    yield from _references(recipe)
+    yield from _disjoint(recipe)
+    yield from _measured(recipe)
 
 
 def _names(recipe: Recipe) -> Iterator[Finding]:

@@ -21,8 +21,11 @@ from types import MappingProxyType
 from typing import Any
 
 from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
+from grpo.config.check_inputs import input_findings
+from grpo.config.check_references import reference_findings
 from grpo.config.check_schema import admits_null, spot_at, validated
-from grpo.config.problems import Keys, Place, Problem, dotted, in_reading_order
+from grpo.config.check_settings import contradictions
+from grpo.config.problems import Finding, Keys, Place, Problem, dotted, in_reading_order
 from grpo.config.yaml_positions import Node, locate, read_yaml, write_yaml
 from grpo.errors import RecipeError
 from grpo.util.shipped_recipes import shipped_recipes
@@ -55,11 +58,11 @@ class LoadedRecipe:
         return str(self.tree.nearest(keys).place)
 
 
-def load_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe: a path, or the name of a shipped one; ``overrides`` are key.key=value, with stages named.
+def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool = True) -> LoadedRecipe:
+    """Read a recipe and check all of it: a path, or the name of a shipped one. ``overrides`` are key.key=value, with stages named.
 
-    Raises RecipeError with all problems at once. What only ``grpo.config.check_references.check_graph`` can tell is among them whenever there is any other
-    problem; a recipe that comes back has yet to be checked with it.
+    check_inputs    False tolerates files, models and packages that are not there yet
+    Raises RecipeError with all problems at once, in the order of their lines.
     """
     path = find_recipe(ref, Path.cwd())
     problems: list[Problem] = []
@@ -71,15 +74,20 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     refused = {problem.place for problem in problems}
     result = validated(_without_removed(tree))
     problems += [problem for problem in result.problems if problem.place not in refused]
+    if result.recipe:
+        data = result.tree.plain()
+        findings = _findings(result.recipe, path.parent, check_inputs)
+        problems += [locate(finding, result.tree, data) for finding in findings if finding.holds_without(result.damaged)]
     if problems:
-        if result.recipe:
-            from grpo.config.check_references import graph_findings
-
-            findings = [finding for finding in graph_findings(result.recipe, path.parent) if finding.holds_without(result.damaged)]
-            problems += [locate(finding, result.tree, result.tree.plain()) for finding in findings]
         raise RecipeError(in_reading_order(problems, _shown(path)))
     assert result.recipe is not None
     return LoadedRecipe(result.recipe, path, result.tree)
+
+
+def _findings(recipe: Recipe, base: Path, check_inputs: bool) -> list[Finding]:
+    """What a well-formed recipe says that cannot work. ``base`` is the folder that relative paths refer to."""
+    inputs = input_findings(recipe, base) if check_inputs else ()
+    return list(dict.fromkeys([*reference_findings(recipe), *contradictions(recipe), *inputs]))
 
 
 def resolved_yaml(loaded: LoadedRecipe, settled_tokens: Mapping[str, int] = NOTHING) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
-from grpo.config.check_references import check_graph
 from grpo.config.load import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.data.gold_checks import try_before_the_run
 from grpo.data.preview import previews
@@ -41,8 +40,7 @@ def checked_recipe(ref: str, overrides: Sequence[str] = (), deeply: bool = True,
     ``needs_weights`` a model may be a folder of a config.json and nothing else, whose shapes are planned with.
     """
     loaded = load_recipe(ref, overrides)
-    problems = check_graph(loaded) or check_models(loaded, deeply, needs_weights)
-    if problems:
+    if problems := check_models(loaded, deeply, needs_weights):
         raise RecipeError(problems)
     return loaded
 

@@ -26,7 +26,7 @@ class Changes:
 def changes_of(loaded: LoadedRecipe) -> Changes | None:
     """Against the nearest shipped recipe that it extends, or is; else against its own file. None where nothing differs."""
     ancestor = _shipped_ancestor(loaded.path) or loaded.path
-    before = load_recipe(str(ancestor))
+    before = load_recipe(str(ancestor), check_inputs=False)
     theirs, ours = (_by_name(recipe.resolved) for recipe in (before, loaded))
     was, now = dict(_flat(_taken_away_whole(theirs, ours))), dict(_flat(ours))
     keys = [*was, *(key for key in now if key not in was)]

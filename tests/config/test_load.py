@@ -58,7 +58,7 @@ def test_traps_of_yaml_survive_the_way_through_the_resolved_recipe(load: Load, w
           - {name: harvest, kind: reject, prompts: sums, rewards: [{use: math, limit: 1e-7, word: "on"}], keep: {language: null}}
         """
     )
-    assert load_recipe(write("again.yaml", resolved_yaml(loaded))).recipe == loaded.recipe
+    assert load_recipe(write("again.yaml", resolved_yaml(loaded)), check_inputs=False).recipe == loaded.recipe
     harvest = loaded.recipe.stages[1]
     assert harvest.keep.language is None and harvest.rewards[0].settings == {"limit": 1e-7, "word": "on"}
 
@@ -258,7 +258,7 @@ def test_overrides_name_stages_and_read_values_as_yaml(load: Load, sound: str) -
 @pytest.mark.parametrize("key", ["jsonl", "json", "csv", "parquet", "folder"])
 def test_every_kind_of_file_belongs_to_the_file_that_names_it(key: str, write: Write, sound: str) -> None:
     write("shared/base.yaml", sound.replace("{general: true, rows: 20}", f"{{{key}: rows, measured: items.jsonl}}"))
-    source = load_recipe(write("r.yaml", "extends: shared/base.yaml\n")).recipe.data["sums"]
+    source = load_recipe(write("r.yaml", "extends: shared/base.yaml\n"), check_inputs=False).recipe.data["sums"]
     assert (source.given, source.measured) == ({key: "./shared/rows"}, "./shared/items.jsonl")
 
 
@@ -313,8 +313,7 @@ def test_problems_are_rendered_below_a_line_that_counts_them() -> None:
 def test_reading_a_recipe_loads_nothing_heavy(write: Write) -> None:
     write("r.yaml")
     code = (
-        "import sys; from grpo.config.load import load_recipe; from grpo.config.check_references import check_graph; "
-        "assert check_graph(load_recipe('r.yaml')) == []; "
+        "import sys; from grpo.config.load import load_recipe; load_recipe('r.yaml'); "
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'datasets') if name in sys.modules])"
     )
     root = str(Path(__file__).parents[2])

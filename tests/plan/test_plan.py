@@ -162,7 +162,7 @@ def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_con
 
 def test_a_scripted_engine_holds_no_model(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("def answer(request, version):\n    return [1]\n")
-    found = memory(recipe, "rollout={engine: scripted, script: ./script.py:answer}", "hardware={gpus: 0, memory_gib: 60}")
+    found = memory(recipe, f"rollout={{engine: scripted, script: {tmp_path}/script.py:answer}}", "hardware={gpus: 0, memory_gib: 60}")
     (rank,) = found.holdings
     assert (rank.who, rank.where) == ("trainer rank", "machine") and rank.available == int((60 - 2.5 - 1) * GIB)
 
@@ -252,12 +252,12 @@ def test_the_prompt_begins_with_what_the_tokenizer_puts_first(recipe: Path, tiny
 
 def test_changes_are_told_against_the_shipped_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: r1_zero_tiny\nname: mine\nstages: [{name: reason, steps: 7}]\n")
+    path.write_text("extends: r1_zero_tiny\nname: mine\nstages: [{name: reason, steps: 17}]\n")
     outline = whole.outline(load_recipe(str(path), ["stages.reason.kl_coef=0.5"]), tmp_path)
     assert outline.changes is not None and outline.changes.of == "r1_zero_tiny"
     assert set(outline.changes.settings) == {
         ("name", "r1-zero-tiny", "mine"),
-        ("stages.reason.steps", 100, 7),
+        ("stages.reason.steps", 100, 17),
         ("stages.reason.kl_coef", None, 0.5),
     }
     assert whole.outline(load_recipe("r1_zero_tiny"), tmp_path).changes is None
@@ -363,7 +363,7 @@ def test_a_quick_plan_loads_no_torch_and_tells_the_same_keys(recipe: Path, tmp_p
     outline, needed = planned(recipe)
     full, quick = as_json(outline, needed), as_json(outline, None)
     assert full.keys() == quick.keys() and full["stages"][0].keys() == quick["stages"][0].keys()
-    code = "import sys; from grpo.config.load import load_recipe; from grpo.plan import whole; from pathlib import Path\n"
+    code = "import sys; from grpo.config.load import load_recipe; from grpo.plan import plan as whole; from pathlib import Path\n"
     code += f"whole.outline(load_recipe({str(recipe)!r}), Path('x')); print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "[]", ran.stderr

@@ -29,7 +29,7 @@ stages:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b", "answer": "b"}\n')
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE)
     return path
@@ -204,11 +204,16 @@ def test_a_finished_run_stays_done_when_its_base_is_gone(traced: tuple[Path, Run
 
 def test_a_stage_depends_on_the_one_that_measured_its_prompts(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(
-        RECIPE.replace("data:\n", "data:\n  hard: {jsonl: rows.jsonl, measured_in: two}\n").replace("from: base, data: rows", "data: hard")
+        RECIPE.replace("data:\n", "data:\n  hard: {jsonl: rows.jsonl, measured_in: two}\n")
+        .replace(
+            "kind: sft, from: one, data: rows",
+            "kind: reject, from: one, prompts: rows, rewards: [{use: exact}], keep: {min_reward: {exact: 1}}",
+        )
+        .replace("from: base, data: rows", "data: hard")
     )
     first, second, third = make_plan(load_recipe(str(recipe)), RunFolder(tmp_path / "run"))
     assert third.inputs == ("base", "hard", "two")
-    changed = make_plan(load_recipe(str(recipe), ["stages.two.epochs=3"]), RunFolder(tmp_path / "run"))
+    changed = make_plan(load_recipe(str(recipe), ["stages.two.temperature=0.5"]), RunFolder(tmp_path / "run"))
     assert [one.fingerprint == other.fingerprint for one, other in zip((first, second, third), changed, strict=True)] == [
         True,
         False,
