@@ -22,7 +22,7 @@ unpack_archives() {
     [ -e "$SITE/.$archive" ] && continue
     if [ -e "$ROOT/.gpu/$archive.tar.xz" ]; then
       python3 "$KIT/machine.py" unpack "$ROOT/.gpu/$archive.tar.xz" "$SITE" && touch "$SITE/.$archive"
-    else
+    elif [ -d "$ROOT/.gpu" ]; then
       say "MISSING: .gpu/$archive.tar.xz; only the packages installed here are used"
     fi
   done

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 GRPO = "#!{python}\nimport sys\nfrom grpo.cli import main\nsys.exit(main())\n"
@@ -72,5 +72,7 @@ def marked_processes(mark: str) -> Iterator[int]:
                 yield int(entry.name)
 
 
+COMMANDS: dict[str, Callable[..., None]] = {"unpack": unpack, "environment": environment, "end": end}
+
 if __name__ == "__main__":
-    {"unpack": unpack, "environment": environment, "end": end}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
