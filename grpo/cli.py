@@ -277,7 +277,8 @@ def recipes(as_json: AsJson = False) -> Answer | None:
     from grpo.util.shipped_recipes import shipped_recipes
 
     rows = [
-        {"name": name, "description": load_recipe(name, check_inputs=False).recipe.description, "path": str(path)} for name, path in shipped_recipes().items()
+        {"name": name, "description": load_recipe(name, check_inputs=False).recipe.description, "path": str(path)}
+        for name, path in shipped_recipes().items()
     ]
     if as_json:
         return {"recipes": rows}

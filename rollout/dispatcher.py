@@ -1,167 +1,177 @@
-"""One call of ``RolloutPool.sample``: requests out, samples in, and what is done about workers that die or hang in between."""
+"""The dispatch of one ``RolloutPool.sample`` call: which worker generates what, and who takes over the work of a worker that is lost."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import ray
 
 from rollout.errors import EngineError, WeightSyncError
-from rollout.slots import DEATH, START_DEADLINE_S, Slot, cause_of, words_of
+from rollout.supervisor import WorkerLostError, WorkerSlot, WorkerSupervisor, cause_of
 from rollout.types import Completion, Finished, Request
-
-if TYPE_CHECKING:
-    from rollout.pool import RolloutPool
 
 Progress = Callable[[int, int], None]
 POLL_S = 1.0
-MAX_TRIES = 3  # of a request that an engine failed, each with another worker where there is one
+MAX_TRIES = 3  # of a request that an engine failed
 
 
-class Drawing:
-    """One call of ``RolloutPool.sample``: who draws what, what has come back, and what is done about those who don't answer."""
+class Dispatch:
+    """Hands out groups of requests, collects their completions, and hands out again what a lost worker leaves unfinished.
 
-    def __init__(self, pool: RolloutPool, groups: Sequence[Sequence[Request]], deadline_s: float, progress: Progress):
-        self.pool, self.deadline_s, self.progress = pool, deadline_s, progress
-        self.first_version = pool.version
+    is_fixed       a group's worker follows from the group's index, and a replacement generates its predecessor's whole share again
+    max_sequences  how many requests an engine generates at once
+    deadline_s     a worker that finishes nothing for this long counts as hung
+    progress       called about once a second with the numbers of finished and of all samples
+    version        the current weights version, which may change while samples are generated
+    check_tokens   raises EngineError for token ids that the model does not have
+    """
+
+    def __init__(
+        self,
+        supervisor: WorkerSupervisor,
+        groups: Sequence[Sequence[Request]],
+        *,
+        is_fixed: bool,
+        max_sequences: int,
+        deadline_s: float,
+        progress: Progress,
+        version: Callable[[], int],
+        check_tokens: Callable[[str, np.ndarray], None],
+    ):
+        self.supervisor, self.is_fixed, self.max_sequences = supervisor, is_fixed, max_sequences
+        self.deadline_s, self.progress, self.version, self.check_tokens = deadline_s, progress, version, check_tokens
+        self.first_version = version()
         self.total = sum(len(group) for group in groups)
         self.done: dict[str, Completion] = {}
         self.tries: Counter[str] = Counter()
-        self.polls: dict[Any, Slot] = {}
-        self.is_fixed = pool.workers.dispatch == "fixed"
+        self.polls: dict[Any, WorkerSlot] = {}
+        self.shares: dict[WorkerSlot, list[Request]] = defaultdict(list)  # everything that a slot was given
+        self.unfinished: dict[WorkerSlot, dict[str, Request]] = defaultdict(dict)
         self.queue: deque[Sequence[Request]] = deque()
-        for slot in pool.slots:
-            slot.share, slot.unfinished = [], {}
-        if self.is_fixed:
-            for i, group in enumerate(groups):
-                slot = pool.slots[i % len(pool.slots)]
-                if slot.is_given_up:
-                    self.queue.append(group)
-                else:
-                    slot.share += group
-        else:
-            self.queue.extend(sorted(groups, key=lambda group: -len(group[0].tokens) if group else 0))
+        if not is_fixed:
+            self.queue.extend(sorted(groups, key=lambda group: -len(group[0].tokens) if group else 0))  # long prompts first
+            return
+        for i, group in enumerate(groups):
+            slot = supervisor.slots[i % len(supervisor.slots)]
+            if slot.is_given_up:
+                self.queue.append(group)
+            else:
+                self.shares[slot] += group
 
     def run(self) -> dict[str, Completion]:
-        for slot in self.pool.slots:
-            if slot.is_live and self.is_fixed:
-                self.submit(slot, slot.share)
-        while len(self.done) < self.total:
-            if self.pool.is_closed:
-                raise EngineError("the rollout pool was closed while it was drawing samples")
-            self.pool.begin_due_starts()
-            self.share_out()
-            starting = {slot.starting: slot for slot in self.pool.slots if slot.starting is not None}
-            waiting = [*self.polls, *starting]
-            if waiting:
-                ray.wait(waiting, timeout=0.1 if any(s.actor is None for s in self.pool.slots) else POLL_S)
-                ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)  # all that are, at once
-            else:
-                time.sleep(0.05)
-                ready = []
-            for reference in ready:
-                if reference in starting:
-                    self.pool.started(starting[reference])
-                else:
-                    self.answered(reference)
-            self.look_for_hung()
-            self.progress(len(self.done), self.total)
+        """The completion of every request, by request id. What ``progress`` raises ends the dispatch."""
+        self.supervisor.observer = self
+        try:
+            self._run()
+        finally:
+            self._cancel_unfinished()
+            self.supervisor.observer = None
         return self.done
 
-    def submit(self, slot: Slot, requests: Sequence[Request]) -> None:
+    def worker_started(self, slot: WorkerSlot) -> None:
+        """With fixed dispatch the replacement generates the whole share again, so that its batches, and so its bits, are the same."""
+        if self.is_fixed:
+            for request in self.shares[slot]:
+                self.done.pop(request.id, None)
+            self._submit(slot, self.shares[slot])
+
+    def worker_lost(self, slot: WorkerSlot) -> None:
+        """Queue what is left of the slot's share, unless a replacement will generate all of it again."""
+        self.polls = {reference: other for reference, other in self.polls.items() if other is not slot}
+        self.unfinished[slot] = {}
+        if self.is_fixed and not slot.is_given_up:
+            return
+        left = [request for request in self.shares.pop(slot, []) if request.id not in self.done]
+        if left and self.is_fixed:
+            self.supervisor.say(f"  its {len(left)} samples go to other workers, so this run is not bit-for-bit reproducible")
+        groups: dict[str, list[Request]] = {}
+        for request in left:
+            groups.setdefault(request.id.rpartition(".")[0], []).append(request)
+        self.queue.extendleft(groups.values())
+
+    def _run(self) -> None:
+        if self.is_fixed:
+            for slot in self.supervisor.slots:
+                if slot.is_live:
+                    self._submit(slot, self.shares[slot])
+        while len(self.done) < self.total:
+            if self.supervisor.is_closed:
+                raise EngineError("the rollout pool was closed while it was generating samples")
+            self._hand_out()
+            for reference in self.supervisor.wait(self.polls):
+                self._collect(reference)
+            busy = [slot for slot, requests in self.unfinished.items() if requests]
+            self.supervisor.replace_hung(busy, self.deadline_s, f"finished no sample within {self.deadline_s:.0f} s")
+            self.progress(len(self.done), self.total)
+
+    def _submit(self, slot: WorkerSlot, requests: Sequence[Request]) -> None:
         if not requests:
             return
-        slot.unfinished |= {request.id: request for request in requests}
+        self.unfinished[slot] |= {request.id: request for request in requests}
         slot.last_sign = time.monotonic()
-        self.listen(slot, requests)
+        self._poll(slot, requests)
 
-    def listen(self, slot: Slot, requests: Sequence[Request] = ()) -> None:
-        """Have the slot polled, with new requests in the same call where that can be: a call costs the driver as much as many samples."""
+    def _poll(self, slot: WorkerSlot, requests: Sequence[Request] = ()) -> None:
+        """Poll the slot. New requests travel in the same call if possible: a call costs the driver as much as many samples."""
         if slot in self.polls.values():
-            slot.actor.submit.remote(list(requests))  # a death shows in the poll behind it
-        elif slot.unfinished:
+            slot.actor.submit.remote(list(requests))  # if the worker dies, the poll in progress shows it
+        elif self.unfinished[slot]:
             self.polls[slot.actor.poll.remote(POLL_S, list(requests))] = slot
 
-    def joined(self, slot: Slot) -> None:
-        """A replacement holds the weights: with fixed dispatch it draws its predecessor's whole share, so that its batches are the same."""
-        if self.is_fixed:
-            again = {request.id for request in slot.share}
-            self.done = {name: completion for name, completion in self.done.items() if name not in again}
-            self.submit(slot, slot.share)
-
-    def share_out(self) -> None:
-        """Whole groups to whoever has least to do, as many as keep an engine full; with fixed dispatch only what a slot given up has left."""
-        live = [slot for slot in self.pool.slots if slot.is_live]
+    def _hand_out(self) -> None:
+        """Give queued groups, whole, to the workers with the least to do, as long as their engines are not full."""
+        live = [slot for slot in self.supervisor.slots if slot.is_live]
         while live and self.queue:
-            slot = min(live, key=lambda slot: (sum(len(r.tokens) + r.sampling.max_tokens for r in slot.unfinished.values()), slot.index))
-            if len(slot.unfinished) >= 2 * self.pool.settings.max_sequences:
+            slot = min(live, key=lambda slot: (self._num_tokens_to_do(slot), slot.index))
+            if len(self.unfinished[slot]) >= 2 * self.max_sequences:
                 return
             group = self.queue.popleft()
-            slot.share += group
-            self.submit(slot, group)
+            self.shares[slot] += group
+            self._submit(slot, group)
 
-    def answered(self, reference: Any) -> None:
+    def _num_tokens_to_do(self, slot: WorkerSlot) -> int:
+        return sum(len(request.tokens) + request.sampling.max_tokens for request in self.unfinished[slot].values())
+
+    def _collect(self, reference: Any) -> None:
+        """Take the result of a poll: accept completions, retry failed requests, and poll again."""
         slot = self.polls.pop(reference)
         try:
-            finished: list[Finished] = ray.get(reference)
-        except DEATH as error:
-            self.pool.lose(slot, f"died while generating ({cause_of(error)})")
+            finished: list[Finished] = self.supervisor.result(slot, reference, "generating")
+        except WorkerLostError:
             return
         except ray.exceptions.RayTaskError as error:
-            self.pool.lose(slot, f"failed while generating ({words_of(error)})")
+            self.supervisor.replace(slot, f"failed while generating ({cause_of(error)})")
             return
         if finished:
             slot.last_sign = time.monotonic()
         failed = []
         for end in finished:
-            request = slot.unfinished.pop(end.request_id, None)
+            request = self.unfinished[slot].pop(end.request_id, None)
             if request is None:
                 continue
-            if end.completion is None:
-                self.tries[request.id] += 1
-                if self.tries[request.id] >= MAX_TRIES:
-                    raise EngineError(f"sample {request.id} failed {MAX_TRIES} times: {end.error}")
-                failed.append(request)
-            else:
-                self.accept(end.request_id, end.completion)
-        slot.unfinished |= {request.id: request for request in failed}
-        self.listen(slot, failed)
+            if end.completion is not None:
+                self._accept(request.id, end.completion)
+                continue
+            self.tries[request.id] += 1
+            if self.tries[request.id] >= MAX_TRIES:
+                raise EngineError(f"sample {request.id} failed {MAX_TRIES} times: {end.error}")
+            failed.append(request)
+        self.unfinished[slot] |= {request.id: request for request in failed}
+        self._poll(slot, failed)
 
-    def accept(self, name: str, completion: Completion) -> None:
-        wrong = [version for _, version in completion.versions if not self.first_version <= version <= self.pool.version]
+    def _accept(self, request_id: str, completion: Completion) -> None:
+        wrong = [version for _, version in completion.versions if not self.first_version <= version <= self.version()]
         if wrong:
-            raise WeightSyncError(f"a sample came from version {wrong[0]}, but {self.pool.version} was asked for")
-        self.pool.check_tokens(f"sample {name}", completion.arrays.tokens)
-        self.done[name] = completion
+            raise WeightSyncError(f"sample {request_id} was generated by weights version {wrong[0]}, but {self.version()} was asked for")
+        self.check_tokens(f"sample {request_id}", completion.tokens)
+        self.done[request_id] = completion
 
-    def look_for_hung(self) -> None:
-        for slot in self.pool.slots:
-            waits = slot.unfinished or slot.starting is not None
-            limit = self.deadline_s if slot.starting is None else max(self.deadline_s, START_DEADLINE_S)
-            if waits and slot.actor is not None and time.monotonic() - slot.last_sign > limit:
-                self.pool.lose(slot, f"gave no sign for {limit:.0f} s")
-
-    def cancel(self) -> None:
-        """Engines forget what is unfinished, of which there is some only where the drawing failed."""
-        for slot in self.pool.slots:
-            if slot.is_live and slot.unfinished:
-                slot.actor.cancel.remote(list(slot.unfinished))
-            slot.unfinished = {}
-
-    def lost(self, slot: Slot) -> None:
-        """Its replacement will draw its whole share; without one, or with balanced dispatch, others draw what is left of it."""
-        self.polls = {reference: other for reference, other in self.polls.items() if other is not slot}
-        slot.unfinished = {}
-        if self.is_fixed and not slot.is_given_up:
-            return
-        left = [request for request in slot.share if request.id not in self.done]
-        slot.share = []
-        if left and self.is_fixed:
-            self.pool.say(f"  its {len(left)} samples go to other workers, so this run will not repeat bit for bit")
-        groups: dict[str, list[Request]] = {}
-        for request in left:
-            groups.setdefault(request.id.rpartition(".")[0], []).append(request)
-        self.queue.extendleft(groups.values())
+    def _cancel_unfinished(self) -> None:
+        """Make the engines forget what is unfinished, which is anything only if the dispatch failed."""
+        for slot in self.supervisor.slots:
+            if slot.is_live and self.unfinished[slot]:
+                slot.actor.cancel.remote(list(self.unfinished[slot]))

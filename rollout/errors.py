@@ -1,9 +1,9 @@
-"""What can go wrong in a rollout."""
+"""The errors of a rollout."""
 
 
 class EngineError(RuntimeError):
-    """An engine, a worker or a weight sync failed; the message says which, and what to do."""
+    """An engine, a worker or a weight sync failed. The message says which one and what to do."""
 
 
 class WeightSyncError(EngineError):
-    """The weights an engine holds are not provably those that the trainer sent."""
+    """An engine does not provably hold the weights that the trainer sent."""

@@ -224,11 +224,11 @@ def requests_of(arguments: argparse.Namespace, step: int) -> tuple[list[Any], An
     """Prompts that differ between steps, so that no prefix cache answers, and completions of exactly so many tokens where none ends early."""
     import random
 
-    from rollout.types import Prompt, Sampling
+    from rollout.types import Prompt, SamplingParams
 
     rng = random.Random(step)
     prompts = [Prompt(f"{step}/{i}", tuple(rng.randrange(40, 200) for _ in range(20))) for i in range(arguments.prompts)]
-    return prompts, Sampling(arguments.tokens)
+    return prompts, SamplingParams(arguments.tokens)
 
 
 def tiny_model(folder: Path) -> Path:

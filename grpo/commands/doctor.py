@@ -380,7 +380,7 @@ def train_and_draw() -> None:
     from grpo.resources.tiny_models import make_tiny
     from rollout.engines.base import EngineSettings, generate
     from rollout.engines.vllm import VllmEngine
-    from rollout.types import Request, Sampling
+    from rollout.types import Request, SamplingParams
 
     made = MadeModel(make="tiny_qwen2", problems="sums", hidden_size=64, layers=2, heads=2, pretrain_updates=1)
     rows = [{"prompt": f"Calculate {a} + {b}", "expression": f"{a} + {b}"} for a in range(10) for b in range(10)]
@@ -389,7 +389,7 @@ def train_and_draw() -> None:
         model = make_tiny(made, rows, Tags(), lambda question: question, lambda *_: None)
         engine = VllmEngine(EngineSettings(max_sequences=4, max_tokens=64, num_threads=num_cores(), gpu_memory_frac=0.3))
         engine.load_model(model, version=0)
-        requests = [Request(str(seed), (1, 2, 3), Sampling(max_tokens=8), seed=seed) for seed in range(4)]
+        requests = [Request(str(seed), (1, 2, 3), SamplingParams(max_tokens=8), seed=seed) for seed in range(4)]
         drawn = generate(engine, requests, deadline_s=60)
         engine.close()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"

@@ -20,7 +20,7 @@ from rewards import RewardRuntime, ScoreInput
 from rewards.rules.extract import answer_text, last_number
 from rewards.rules.numbers import plain_number, same_number
 from rollout.pool import RolloutPool
-from rollout.types import Completion, Prompt, Sampling
+from rollout.types import Completion, Prompt, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def measure(
         number = f"{prompt_set.num_too_long} of {prompt_set.num_too_long + len(prompt_set.prompts)}"
         work.progress.say(f"  evaluation: {number} problems are longer than {limit} and left out")
     prompts = prompt_set.prompts
-    sampling = Sampling(settings.max_completion_tokens, settings.temperature, settings.top_p, min_p=settings.min_p)
+    sampling = SamplingParams(settings.max_completion_tokens, settings.temperature, settings.top_p, min_p=settings.min_p)
     work.progress.doing(f"evaluating on {len(prompts)} problems")
     completions = pool.sample(
         prompts,

@@ -105,7 +105,7 @@ def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
     import numpy as np
 
     from rollout.engines.base import EngineSettings, generate
-    from rollout.types import Request, Sampling
+    from rollout.types import Request, SamplingParams
     from rollout.worker import RolloutWorker
 
     settings, prompt, usual = asked["rollout"], asked["prompt"], min(asked["completion"], MOST_STEPS)
@@ -115,7 +115,7 @@ def measure_engine(asked: dict[str, Any], folder: Path) -> dict[str, float]:
 
     def draw(number: int, own: int) -> int:
         prompts = [tuple(rng.integers(0, 256, prompt).tolist()) for _ in range(-(-number // SHARERS))]
-        requests = [Request(str(i), prompts[i // SHARERS], Sampling(own), seed=i) for i in range(number)]
+        requests = [Request(str(i), prompts[i // SHARERS], SamplingParams(own), seed=i) for i in range(number)]
         return sum(len(drawn.tokens) for drawn in generate(worker.engine, requests, DEADLINE_S))
 
     for model, lengths in _models(asked, folder):

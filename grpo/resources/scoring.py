@@ -27,7 +27,7 @@ def score_inputs(prompts: Sequence[Prompt], completions: Sequence[Sequence[Compl
                 "prefill": prompt.prefill,
                 "completion": completion.text,
                 "finish": completion.finish,
-                "tokens": completion.tokens,
+                "tokens": tuple(completion.tokens.tolist()),
                 "num_tokens": completion.num_tokens,
             },
             group=number,

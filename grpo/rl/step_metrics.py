@@ -54,8 +54,7 @@ def _has_both(sample: Sample, group: Group, tags: Tags) -> bool:
 
 
 def _num_nonfinite(completion: Completion) -> int:
-    tokens = completion.arrays
-    return int((tokens.trainable & ~np.isfinite(tokens.logprobs)).sum())
+    return int((completion.trainable & ~np.isfinite(completion.logprobs)).sum())
 
 
 def _evenly_chosen_texts(samples: Sequence[Sample]) -> list[str]:

@@ -15,7 +15,7 @@ from grpo.resources.context import Outcome, Workplace, seed_of
 from grpo.resources.scoring import score_groups
 from grpo.run.records import JsonLines, read_jsonl_rows, write_json
 from grpo.types import Dataset, Group
-from rollout.types import Sampling
+from rollout.types import SamplingParams
 
 
 def run(stage: RejectStage, work: Workplace, folder: Path) -> Outcome:
@@ -41,7 +41,7 @@ def collect(
         completions = work.pool(model).sample(
             prompts,
             stage.samples_per_prompt,
-            Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, min_p=stage.min_p),
+            SamplingParams(stage.max_completion_tokens, stage.temperature, stage.top_p, min_p=stage.min_p),
             seed=seed_of(stage, work),
             step=0,
             deadline_s=work.recipe.rollout.deadline_s,

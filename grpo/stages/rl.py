@@ -31,7 +31,7 @@ from grpo.types import Checkpoint, Group
 from rewards import RewardRuntime
 from rollout.memory import bytes_of_process
 from rollout.pool import RolloutPool
-from rollout.types import Completion, Prompt, Sampling
+from rollout.types import Completion, Prompt, SamplingParams
 
 # Single steps of a SmolLM2 that is sure of itself reach 0.036 in bfloat16, and its first gap is 0.011.
 MIN_GAP_BOUND = {"float32": 0.01, "bfloat16": 0.05}
@@ -76,7 +76,7 @@ def _train(
 ) -> dict[str, float]:
     """All steps. Returns the last one's metrics."""
     spec = TrainerSpec(
-        start.path, stage, updates_of(stage), algorithm, stage.temperature, work.num_threads, seed_of(stage, work), work.recipe.trainer
+        start.path, stage, updates_of(stage), algorithm, sampling_params(stage), work.num_threads, seed_of(stage, work), work.recipe.trainer
     )
     with (
         work.trainer(spec) as trainer,
@@ -109,6 +109,11 @@ def _train(
                     work.trackers.step(folder.name, step + 1, metrics, rows)
         trainer.save(folder / "model")
     return metrics
+
+
+def sampling_params(stage: RlStage) -> SamplingParams:
+    """What the engine samples with, and what the trainer takes its temperature from."""
+    return SamplingParams(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
 
 
 def algorithm_of(stage: RlStage, base: Path) -> Algorithm:
@@ -156,7 +161,7 @@ class RlLoop:
         self.finish_checkpoint = finish_checkpoint
         self.seed = seed_of(stage, work)
         self.tags = work.recipe.tags if asks_for_form(stage, work.recipe) else None
-        self.sampling = Sampling(stage.max_completion_tokens, stage.temperature, stage.top_p, stage.top_k, stage.min_p, tuple(stage.stop))
+        self.sampling = sampling_params(stage)
         self.max_logprob_gap = float("inf")
         self.num_updates = 0
         self.order = prompt_order(stage, prompts, self.seed)
@@ -452,9 +457,9 @@ def _probe_batch(prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]]
     flat = [(i, prompt, completion) for i, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True)) for completion in drawn]
     return make_batch(
         [prompt.tokens for _, prompt, _ in flat],
-        [completion.arrays.tokens for _, _, completion in flat],
+        [completion.tokens for _, _, completion in flat],
         group=[i for i, _, _ in flat],
-        sampled_logprobs=[completion.arrays.logprobs for _, _, completion in flat],
+        sampled_logprobs=[completion.logprobs for _, _, completion in flat],
     )
 
 

@@ -112,12 +112,12 @@ def batch_of_groups(groups: Sequence[Group], advantages: Sequence[Sequence[float
     A token to which the engine gave a log-probability that is not finite does not count.
     """
     kept = [(i, j) for i, group in enumerate(groups) for j, sample in enumerate(group.samples) if sample.reward is not None]
-    drawn = [groups[i].samples[j].completion.arrays for i, j in kept]
+    completions = [groups[i].samples[j].completion for i, j in kept]
     return make_batch(
         [groups[i].prompt.tokens for i, _ in kept],
-        [arrays.tokens for arrays in drawn],
+        [completion.tokens for completion in completions],
         group=[i for i, _ in kept],
-        trainable=[arrays.trainable & np.isfinite(arrays.logprobs) for arrays in drawn],
-        sampled_logprobs=[arrays.logprobs for arrays in drawn],
+        trainable=[completion.trainable & np.isfinite(completion.logprobs) for completion in completions],
+        sampled_logprobs=[completion.logprobs for completion in completions],
         advantages=[advantages[i][j] for i, j in kept],
     )

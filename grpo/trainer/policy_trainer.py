@@ -37,6 +37,7 @@ from grpo.trainer.schedule import learning_rate_at
 from grpo.trainer.state import read_tensors, tensors_of, write_tensors
 from rollout.faults import fault, fault_point
 from rollout.memory import bytes_of_tree
+from rollout.types import SamplingParams
 from rollout.weight_sync.weights import Transport, WeightUpdate, pack_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -45,16 +46,23 @@ SUMS = ("loss", "entropy", "kl", "clipped", "importance", "capped", "nonfinite")
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """What a trainer is made of. ``algorithm`` None makes a supervised one; no reference is kept where its coefficient is 0."""
+    """What a trainer is made of. ``algorithm`` None makes a supervised one; no reference is kept where its coefficient is 0.
+
+    ``sampling`` is what the engine samples with, so that log-probabilities here are at its temperature; None where nothing is sampled.
+    """
 
     model: Path
     optimiser: Optimiser
     total_updates: int
     algorithm: Algorithm | None = None
-    temperature: float = 1.0
+    sampling: SamplingParams | None = None
     num_threads: int | None = None
     seed: int = 0
     layout: Trainer = Trainer()
+
+    @property
+    def temperature(self) -> float:
+        return 1.0 if self.sampling is None else self.sampling.temperature
 
 
 class PolicyTrainer:

@@ -1,4 +1,4 @@
-"""What does every engine do? The protocol, and the helper that draws a list of samples with it."""
+"""The protocol of every inference engine, and ``generate``, which runs a list of requests with one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from rollout.weight_sync.weights import WeightUpdate
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is built. ``dtype`` is that of its weights and arithmetic; ``num_threads`` is for CPUs. ``gpu_share`` is how many GPUs, or
-    how much of one, the actor reserves, ``gpu_memory_frac`` how much of its memory the engine takes. ``tensor_parallel`` processes share out
-    each layer (vLLM only). ``sleeps``: it gives its GPU memory back when told to. ``keep`` are texts that stay in a completion's text where they
-    are special tokens of the model, which are otherwise left out of it."""
+    """How an engine is built.
+
+    dtype            of weights and arithmetic
+    kv_cache_gib     size of the KV cache on a CPU
+    max_sequences    how many requests are generated at once
+    max_tokens       of a prompt and its completion together
+    num_threads      on a CPU
+    gpu_share        how many GPUs, or which fraction of one, the actor reserves
+    gpu_memory_frac  the fraction of a GPU's memory that the engine takes
+    tensor_parallel  how many processes share each layer (vLLM only)
+    sleeps           whether the engine can release its GPU memory (vLLM's sleep mode)
+    keep             special tokens that stay in a completion's text; all others are left out of it
+    """
 
     dtype: str = "bfloat16"
     kv_cache_gib: float = 1.0
@@ -33,43 +42,43 @@ class EngineSettings:
 
 
 class RolloutEngine(Protocol):
-    """Draws samples from one version of one model's weights at a time. One request is one sample. No optional methods."""
+    """Samples from one version of one model's weights at a time. One request is one sample. Every engine has every method."""
 
     version: int
 
     def load_model(self, folder: Path, version: int) -> None:
-        """Build the model from a Hugging Face folder, in place of the one before; its weights are called ``version``."""
+        """Build the model of a Hugging Face folder, replacing the current one; its weights are called ``version``."""
 
     def load_weights(self, update: WeightUpdate) -> None:
-        """Replace all weights in place, forget what was cached of the old ones, and prove what the kernels now compute with.
+        """Replace all weights in place, drop every cache of the old ones, and prove what the kernels now compute with.
 
-        Requests that are being drawn go on: the keys and values of their tokens so far are computed again, so that what they draw from here on
-        is the new weights' alone, and ``Completion.versions`` says from which token on. Raises WeightSyncError where that is not what was sent.
+        Running requests continue: the keys and values of their tokens so far are computed again, so that all further tokens are sampled from the
+        new weights alone, and ``Completion.versions`` records the first of them. Raises WeightSyncError if the weights are not those sent.
         """
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; returns at once."""
+        """Queue requests and return at once."""
 
     def poll(self, timeout_s: float) -> list[Finished]:
-        """Work until at least one request has finished, nothing is left to do, or ``timeout_s`` has passed."""
+        """Work until a request has finished, nothing is left to do, or ``timeout_s`` has passed; return what has finished."""
 
     def cancel(self, request_ids: Iterable[str]) -> None:
-        """Forget these requests; they never finish."""
+        """Drop these requests: they never finish."""
 
     def sleep(self) -> None:
-        """Give back GPU memory, with nothing unfinished, until ``wake``."""
+        """Release GPU memory until ``wake``. No request may be unfinished."""
 
     def wake(self) -> None:
-        """Be ready to take weights and to draw, with the weights held before; nothing happens to an engine that is awake."""
+        """Be ready to load weights and to generate again, with the weights from before ``sleep``. No effect on an engine that is awake."""
 
     def close(self) -> None:
-        """Give back memory and processes."""
+        """Release memory and processes."""
 
 
 def generate(engine: RolloutEngine, requests: Sequence[Request], deadline_s: float) -> list[Completion]:
-    """Draw all of ``requests`` and return their completions in the same order.
+    """Run all ``requests`` and return their completions in the same order.
 
-    Raises EngineError past the deadline or on a failure; what is then unfinished is cancelled.
+    On a failure or past the deadline, cancels what is unfinished and raises EngineError.
     """
     engine.submit(requests)
     completions: dict[str, Completion] = {}

@@ -1,4 +1,4 @@
-"""transformers as an engine: for machines where vLLM cannot run. Requests are drawn in batches that start and end together, so it is slow."""
+"""The transformers engine, for machines where vLLM cannot run. It is slow, because the requests of a batch start and end together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from transformers.generation.logits_process import (
 from rollout.engines.base import EngineSettings
 from rollout.errors import WeightSyncError
 from rollout.text import CompletionText, end_ids
-from rollout.types import Completion, Finish, Finished, Request, Sampling
+from rollout.types import Completion, Finish, Finished, Request, SamplingParams
 from rollout.weight_sync.weights import WeightUpdate, unpack_weights
 
 
 @dataclass(eq=False)
 class _Row:
-    """A request being drawn."""
+    """A running request."""
 
     request: Request
     generator: torch.Generator
@@ -40,7 +40,7 @@ class _Row:
 
 
 class HfEngine:
-    """The transformers engine behind RolloutEngine."""
+    """A RolloutEngine that runs transformers in this process."""
 
     def __init__(self, settings: EngineSettings):
         torch.set_num_threads(settings.num_threads)
@@ -65,9 +65,7 @@ class HfEngine:
         held = self._model.state_dict()
         unknown = sorted(received.keys() - held.keys())
         if unknown:
-            raise WeightSyncError(
-                f"transformers keeps {unknown[0]} and {len(unknown) - 1} more under other names in memory; rebuild the engine"
-            )
+            raise WeightSyncError(f"transformers has no tensor {unknown[0]} in memory ({len(unknown)} names differ); rebuild the engine")
         for name, weight in received.items():
             if held[name].shape != weight.shape:
                 raise WeightSyncError(f"{name} has shape {list(held[name].shape)}, received {list(weight.shape)}")
@@ -131,7 +129,7 @@ class HfEngine:
 
     @torch.no_grad()
     def _step(self) -> None:
-        """One token for every row; rows that have ended run along and are not looked at."""
+        """Sample one token for every row. Rows that have ended stay in the batch, and their tokens are ignored."""
         output = self._model(
             input_ids=self._input,
             attention_mask=self._mask,
@@ -146,12 +144,12 @@ class HfEngine:
         for sampling in {row.request.sampling for row in self._rows}:
             which = [b for b, row in enumerate(self._rows) if row.request.sampling == sampling]
             logprobs_BV[which] = _filters(sampling)(self._input[which], logits_BV[which]).log_softmax(-1)
-        drawn = [self._draw(row, logprobs_BV[b]) for b, row in enumerate(self._rows)]
-        self._input = torch.tensor(drawn, device=self._device)[:, None]
+        tokens = [self._sample(row, logprobs_BV[b]) for b, row in enumerate(self._rows)]
+        self._input = torch.tensor(tokens, device=self._device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=-1)
         self._positions = self._positions[:, -1:] + 1
 
-    def _draw(self, row: _Row, logprobs_V: Tensor) -> int:
+    def _sample(self, row: _Row, logprobs_V: Tensor) -> int:
         if row.finish is not None:
             return row.tokens[-1] if row.tokens else 0
         if row.request.sampling.temperature == 0:
@@ -172,12 +170,12 @@ class HfEngine:
         row.text = self._text.of(row.tokens, row.request.sampling.stop)
         assert row.finish is not None
         num = len(row.tokens)
-        completion = Completion(tuple(row.tokens), tuple(row.logprobs), (True,) * num, row.text, row.finish, tuple(row.versions))
+        completion = Completion.of(row.tokens, row.logprobs, (True,) * num, row.text, row.finish, tuple(row.versions))
         return Finished(row.request.id, completion)
 
 
-def _filters(sampling: Sampling) -> LogitsProcessorList:
-    """transformers' own, in vLLM's order: temperature, min-p, top-k, top-p."""
+def _filters(sampling: SamplingParams) -> LogitsProcessorList:
+    """The logits processors of transformers in vLLM's order: temperature, min-p, top-k, top-p."""
     filters = LogitsProcessorList()
     if sampling.temperature not in (0, 1):
         filters.append(TemperatureLogitsWarper(sampling.temperature))

@@ -1,4 +1,4 @@
-"""An engine whose completions are written by a function: for tests, and for trying a recipe's plumbing in seconds."""
+"""An engine whose completions come from a function, for tests and for trying a recipe in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Script = Callable[[Request, int], Sequence[int]]
 
 
 class ScriptedEngine:
-    """``script(request, version)`` returns the completion's token ids; log-probabilities are those of a uniform draw from two."""
+    """``script(request, version)`` returns the completion's token ids; every token has probability 1/2."""
 
     def __init__(self, script: Script, keep: Sequence[str] = ()):
         self.script, self.keep = script, keep
@@ -26,7 +26,7 @@ class ScriptedEngine:
         self._ends: set[int] = set()
 
     def load_model(self, folder: Path, version: int) -> None:
-        """Of a model only its tokenizer and its end token, so that a scripted worker is light: no torch, no transformers."""
+        """Load only the tokenizer and the end token, so that a scripted worker needs neither torch nor transformers."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -67,12 +67,12 @@ class ScriptedEngine:
         text = self._text.of(tokens, stop)
         half = (-0.6931471805599453,) * len(tokens)
         return Finished(
-            request.id, Completion(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),))
+            request.id, Completion.of(tokens, half, (True,) * len(tokens), text, "stop" if stopped else "length", ((0, self.version),))
         )
 
 
 def load_script(ref: str, base: Path) -> Script:
-    """The function that ``./file.py:name`` names, relative to ``base``. Raises EngineError where there is none."""
+    """The function named by ``./file.py:name``, relative to ``base``. Raises EngineError if there is none."""
     file, _, name = ref.rpartition(":")
     path = (base / file).resolve()
     if not path.is_file():

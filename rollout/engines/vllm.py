@@ -1,4 +1,4 @@
-"""vLLM in the caller's own process: requests in, samples out, weights replaced in place."""
+"""The vLLM engine, in the caller's own process: requests in, samples out, weights replaced in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rollout.types import Completion, Finish, Finished, Request
 from rollout.weight_sync.readback import mismatched_weights
 from rollout.weight_sync.weights import WeightUpdate, unpack_weights
 
-GATHER_S = 0.1  # so long is waited for others once a request has finished: each answer costs a round trip in which nothing is drawn
+GATHER_S = 0.1  # how long a finished request waits for others: during the round trip of an answer the engine generates nothing
 
 
 def environment(settings: EngineSettings) -> dict[str, str]:
@@ -34,15 +34,15 @@ def environment(settings: EngineSettings) -> dict[str, str]:
 
 
 class VllmEngine:
-    """The vLLM engine behind RolloutEngine."""
+    """A RolloutEngine that runs vLLM in this process."""
 
     def __init__(self, settings: EngineSettings):
         os.environ.update({key: value for key, value in environment(settings).items() if key not in os.environ})
         self.settings = settings
         self.version = -1
         self._llm: Any = None
-        self._stops: dict[str, tuple[str, ...]] = {}  # of requests that have some
-        self._can_sleep = False  # on a CPU vLLM has no memory to give back, and refuses
+        self._stops: dict[str, tuple[str, ...]] = {}  # by request id, where there are any
+        self._can_sleep = False  # vLLM's sleep mode needs a GPU
 
     def load_model(self, folder: Path, version: int) -> None:
         from vllm import LLM
@@ -60,9 +60,9 @@ class VllmEngine:
                 enable_chunked_prefill=False,
                 max_num_batched_tokens=max(8192, self.settings.max_tokens),
                 gpu_memory_utilization=self.settings.gpu_memory_frac,
-                # A prompt is shared by its samples in whole blocks; of vLLM's 128 tokens on CPU, a short prompt would fill none.
+                # Samples share their prompt's keys and values in whole blocks; a short prompt would fill none of vLLM's 128-token CPU blocks.
                 block_size=32 if current_platform.is_cpu() else None,
-                logprobs_mode="processed_logprobs",  # of the distribution sampled from: after temperature and filters
+                logprobs_mode="processed_logprobs",  # of the sampling distribution: after temperature and filters
                 enforce_eager=True,
                 tensor_parallel_size=self.settings.tensor_parallel,
                 distributed_executor_backend="uni" if self.settings.tensor_parallel == 1 else "mp",
@@ -71,7 +71,7 @@ class VllmEngine:
                 generation_config="vllm",  # a model's own generation defaults must not change the distribution that is trained
                 seed=0,
             )
-        except Exception as error:  # of every family, and some of them cannot be pickled
+        except Exception as error:  # vLLM raises errors of every kind, and some cannot be pickled
             raise EngineError(f"{type(error).__name__}: {error}") from error
         tokenizer = self._llm.get_tokenizer()
         self._text = CompletionText(tokenizer, tokenizer.added_tokens_decoder, self.settings.keep)
@@ -80,16 +80,14 @@ class VllmEngine:
 
     def load_weights(self, update: WeightUpdate) -> None:
         if self.settings.tensor_parallel > 1:
-            raise EngineError(
-                "weights of an engine of several processes cannot be read back, so they are not replaced in place; rebuild it"
-            )
+            raise EngineError("the weights of a tensor-parallel engine cannot be read back, so they are not replaced in place; rebuild it")
         tensors = unpack_weights(update)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
         if fault() != "stale_kernel":
             self._llm.apply_model(_repack_embedding_kernels)
-        # Unfinished requests lose their keys and values too: their next token is drawn from the new weights alone, after all tokens so far.
+        # Unfinished requests lose their keys and values too, so that their next token is sampled from the new weights alone.
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
-            raise EngineError("vLLM did not reset its prefix cache; keys of the old weights would be served")
+            raise EngineError("vLLM did not reset its prefix cache, so it would use keys of the old weights")
         problems = self._llm.apply_model(lambda model: mismatched_weights(model, tensors, update.version))[0]
         if problems:
             raise WeightSyncError(
@@ -98,12 +96,12 @@ class VllmEngine:
         self._set_version(update.version)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        from vllm import SamplingParams
+        import vllm
         from vllm.sampling_params import RequestOutputKind
 
         for request in requests:
             sampling = request.sampling
-            params = SamplingParams(
+            params = vllm.SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
@@ -114,7 +112,7 @@ class VllmEngine:
                 skip_special_tokens=False,  # a stop string may be one
                 seed=request.seed if sampling.temperature > 0 else None,
                 logprobs=0,
-                detokenize=bool(sampling.stop),  # by vLLM token for token, which is slow, and needed only to find a stop string
+                detokenize=bool(sampling.stop),  # token by token, which is slow and only needed to find stop strings
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._llm.llm_engine.add_request(request.id, {"prompt_token_ids": list(request.tokens)}, params)
@@ -138,7 +136,7 @@ class VllmEngine:
 
     def sleep(self) -> None:
         if self._can_sleep:
-            self._llm.sleep(level=1)  # weights go to host memory, keys and values are forgotten
+            self._llm.sleep(level=1)  # weights move to host memory; keys and values are dropped
 
     def wake(self) -> None:
         if self._can_sleep:
@@ -151,13 +149,13 @@ class VllmEngine:
             gc.collect()
 
     def _finished(self, output: Any) -> Finished:
-        drawn = output.outputs[0]
-        tokens = tuple(drawn.token_ids)
-        logprobs = tuple(chosen[token].logprob for token, chosen in zip(tokens, drawn.logprobs, strict=True))
+        sample = output.outputs[0]
+        tokens = tuple(sample.token_ids)
+        logprobs = [chosen[token].logprob for token, chosen in zip(tokens, sample.logprobs, strict=True)]
         text = self._text.of(tokens, self._stops.pop(output.request_id, ()))
-        finish: Finish = drawn.finish_reason if drawn.finish_reason in ("stop", "length") else "abort"
-        versions = tuple((span.start, int(span.version)) for span in drawn.weight_versions or ()) or ((0, self.version),)
-        return Finished(output.request_id, Completion(tokens, logprobs, (True,) * len(tokens), text, finish, versions))
+        finish: Finish = sample.finish_reason if sample.finish_reason in ("stop", "length") else "abort"
+        versions = tuple((span.start, int(span.version)) for span in sample.weight_versions or ()) or ((0, self.version),)
+        return Finished(output.request_id, Completion.of(tokens, logprobs, (True,) * len(tokens), text, finish, versions))
 
     def _set_version(self, version: int) -> None:
         self.version = version
@@ -165,7 +163,7 @@ class VllmEngine:
 
 
 def _repack_embedding_kernels(model: Any) -> None:
-    """Rebuild the packed copy that CPU kernels keep of lm_head: vLLM's reload rebuilds those of linear layers only."""
+    """Rebuild the packed copy of lm_head that CPU kernels use: vLLM's reload rebuilds those of linear layers only."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 

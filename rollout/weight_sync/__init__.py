@@ -1,1 +1,1 @@
-"""How new weights reach the engines, and the proof that they did."""
+"""Weight sync: how new weights reach the engines, and the proof that they did."""

@@ -1,4 +1,4 @@
-"""Is it safe, for this architecture and engine, to replace weights in place? Try it with weights that differ strongly, before training."""
+"""The self-test, before training, of whether this engine can replace this model's weights in place. It tries it with very different weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from rollout.engines.base import RolloutEngine, generate
 from rollout.errors import WeightSyncError
-from rollout.types import Completion, Request, Sampling
+from rollout.types import Completion, Request, SamplingParams
 from rollout.weight_sync.weights import pack_weights
 
 if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 1e-3
-NOISE = 0.5  # of each tensor's own spread: any layer left behind shows at once
+NOISE = 0.5  # times each tensor's standard deviation, so that any layer left behind shows at once
 
 
 @dataclass(frozen=True)
 class ReloadProof:
-    """What the self-test found. ``gap``: mean absolute log-prob difference by token, reloaded in place against freshly built."""
+    """The result of the self-test. ``gap`` is the mean absolute log-prob difference per token between reloaded and freshly built engine."""
 
     in_place: bool
     gap: float
@@ -33,20 +33,20 @@ class ReloadProof:
 def prove_reload(
     engine: RolloutEngine, folder: Path, prompts: Sequence[Sequence[int]], dtype: str, deadline_s: float = 120.0
 ) -> ReloadProof:
-    """Load perturbed weights in place, sample; build an engine from those weights, sample the same; compare. Restores ``folder`` at the end.
+    """Load perturbed weights in place and sample; build an engine from those weights, sample the same and compare. Restores ``folder`` at the end.
 
-    A layer that the reload forgets makes the two samples differ in tokens or log-probabilities; nothing else does.
+    The two samples differ in tokens or log-probabilities if the reload misses a layer, and only then.
     """
     import torch
 
     perturbed = perturb(read_safetensors(folder))
-    requests = [Request(f"proof-{i}", tuple(tokens), Sampling(max_tokens=8), seed=i) for i, tokens in enumerate(prompts)]
+    requests = [Request(f"proof-{i}", tuple(tokens), SamplingParams(max_tokens=8), seed=i) for i, tokens in enumerate(prompts)]
     version = engine.version
     with tempfile.TemporaryDirectory(prefix="grpo-proof-") as temporary:
         try:
             engine.load_weights(pack_weights(perturbed.items(), version, getattr(torch, dtype)))
             reloaded = generate(engine, requests, deadline_s)
-        except Exception as error:  # whatever an engine raises at an architecture whose weights it cannot replace: it is rebuilt instead
+        except Exception as error:  # an engine that cannot replace this architecture's weights may raise anything; it is rebuilt instead
             reloaded, why = None, str(error) if isinstance(error, WeightSyncError) else f"{type(error).__name__}: {error}"
         if reloaded is not None:
             write_model(perturbed, folder, Path(temporary), getattr(torch, dtype))
@@ -60,10 +60,12 @@ def prove_reload(
 
 
 def sampled_gap(first: Sequence[Completion], second: Sequence[Completion]) -> float:
-    """Mean absolute log-prob difference over the tokens up to and including the first that differ; another token counts as a difference of 1."""
+    """Mean absolute log-prob difference over the tokens up to and including the first that differ, which counts as a difference of 1."""
     differences = []
     for a, b in zip(first, second, strict=True):
-        for token_a, token_b, logprob_a, logprob_b in zip(a.tokens, b.tokens, a.logprobs, b.logprobs, strict=False):
+        for token_a, token_b, logprob_a, logprob_b in zip(
+            *(column.tolist() for column in (a.tokens, b.tokens, a.logprobs, b.logprobs)), strict=False
+        ):
             differences.append(abs(logprob_a - logprob_b) if token_a == token_b else 1.0)
             if token_a != token_b:
                 break
@@ -71,7 +73,7 @@ def sampled_gap(first: Sequence[Completion], second: Sequence[Completion]) -> fl
 
 
 def perturb(tensors: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Every tensor plus seeded noise of half its own spread (or of 0.1 where it has none, as fresh norm weights)."""
+    """Every tensor plus seeded noise of half its standard deviation, or of 0.1 if that is zero, as for fresh norm weights."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +97,7 @@ def read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def write_model(tensors: dict[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """A Hugging Face folder with these tensors, in ``dtype`` or as they are, and all else as in ``like``."""
+    """Write a Hugging Face folder with these tensors, in ``dtype`` or as they are, and everything else as in ``like``."""
     from safetensors.torch import save_file
 
     for file in like.iterdir():

@@ -1,8 +1,8 @@
-"""Does the engine compute with the weights it was sent? Ask its kernels, not its parameters.
+"""Reads weights back through the engine's kernels, to check that it computes with those it was sent.
 
 On CPUs vLLM computes with packed copies of the weights, and a reload can leave one of them stale with no error; a checksum of the named
-parameters does not see that. Fed with a one-hot row, a linear kernel returns a column of the weight it really uses, exactly: one product with
-1 and zeros. So a few columns of every layer are read back through its own kernel and compared, bit for bit, with what was sent.
+parameters does not see that. Given a one-hot row, a linear kernel returns exactly a column of the weight that it uses: one product with
+1, the others with 0. So a few columns of every layer are read back through its own kernel and compared, bit for bit, with what was sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mismatched_weights(model: Any, sent: Mapping[str, torch.Tensor], seed: int) 
     model     vLLM's model, in the process that runs it
     sent      tensors under their checkpoint names
     seed      chooses the columns that are read back
-    Layers of kinds that have no such kernel (routed experts) are not read back; the start-up self-test covers those.
+    Layers without such a kernel (routed experts) are not read back; the self-test at the start covers them.
     """
     fused = getattr(model, "packed_modules_mapping", {})
     embeddings = {

@@ -1,11 +1,11 @@
-"""What travels in a weight sync, how, and how both ends know that it is the same: a manifest of names, shapes, dtypes and hashes.
+"""The contents of a weight sync and their transports, with a manifest of names, shapes, dtypes and hashes that proves them on arrival.
 
     host       as bytes through main memory, and to other machines through Ray's object store
-    nixl       from the memory that the trainer computes in to the engine's own, by RDMA, NVLink, shared memory or TCP, whichever NIXL finds
-    cuda_ipc   as a handle of that memory, to an engine on the same GPU
+    nixl       from the trainer's device memory to the engine's, by RDMA, NVLink, shared memory or TCP, whichever NIXL finds
+    cuda_ipc   as a handle of the trainer's device memory, to an engine on the same GPU
 
-The last two are Ray's direct transports: each engine fetches by itself, so one that is lost or joins concerns nobody else. They leave a copy of
-all weights in the trainer's memory until the next sync.
+The last two are Ray's direct transports: each engine fetches the weights itself, so a lost or new engine does not affect the others. They keep a
+copy of all weights in the trainer's memory until the next sync.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHECKSUM_WORDS = 2**24
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor as it was sent: its shape, its dtype ("bfloat16"), and 128 bits that follow from its bytes."""
+    """A tensor as it was sent: its shape, its dtype ("bfloat16"), and a 128-bit digest of its bytes."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -37,8 +37,8 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """One version of all weights. ``payload`` holds raw bytes (numpy knows no bfloat16), or tensors where they go past main memory; ``manifest``
-    says what they must be."""
+    """One version of all weights. ``payload`` holds raw bytes (numpy has no bfloat16), or tensors if they do not go through main memory;
+    ``manifest`` records what they must be."""
 
     version: int
     manifest: Mapping[str, TensorRecord]
@@ -52,9 +52,9 @@ def pack_weights(
     transport: Transport = "host",
     stays_float32: Callable[[str], bool] = lambda name: False,
 ) -> WeightUpdate:
-    """Cast a copy to ``dtype``, view as bytes where it goes through main memory, record. The manifest is made before anything travels.
+    """Copy the tensors in ``dtype``, as bytes if they go through main memory, and record them in the manifest before anything is sent.
 
-    ``stays_float32``: names of tensors that a narrower ``dtype`` would damage.
+    ``stays_float32`` names the tensors that a narrower ``dtype`` would damage.
     """
     import torch
 
@@ -69,9 +69,9 @@ def pack_weights(
 
 
 def unpack_weights(update: WeightUpdate) -> dict[str, torch.Tensor]:
-    """The tensors of ``update``, after proof that each is what its sender recorded.
+    """The tensors of ``update``, each proven to be what its sender recorded.
 
-    Raises WeightSyncError naming every tensor that is missing, unexpected, of another size, or of other bytes.
+    Raises WeightSyncError with the name of every tensor that is missing, unexpected, of another size, or of other bytes.
     """
     import torch
 
@@ -102,7 +102,7 @@ def _dtype_of(tensor: torch.Tensor) -> str:
 
 
 def _digest(raw: Any) -> str:
-    """Of bytes their xxh3-128; of a tensor two checksums, made where it is, after its dtype and shape."""
+    """The xxh3-128 of bytes, or a tensor's dtype, shape and two checksums, which are computed on its device."""
     import xxhash
 
     if isinstance(raw, np.ndarray):
@@ -112,10 +112,10 @@ def _digest(raw: Any) -> str:
 
 
 def _checksum(raw: torch.Tensor, key: int) -> int:
-    """Sum of all words of eight bytes, each times an odd number that follows from its place, modulo 2^64.
+    """Sum of all eight-byte words, each times an odd number that depends on its index, modulo 2^64.
 
-    Integers add up alike in any order, so it is the same on any device; no change of a single word leaves it as it was, and of several words
-    one in about 2^63 does.
+    Integer addition does not depend on the order, so the sum is the same on any device. A change of a single word always changes it, and a
+    change of several words goes unnoticed with a probability of about 2^-63.
     """
     import torch
 
@@ -123,7 +123,7 @@ def _checksum(raw: torch.Tensor, key: int) -> int:
     total = torch.zeros((), dtype=torch.int64, device=raw.device)
     for start in range(0, len(words), CHECKSUM_WORDS):
         part = words[start : start + CHECKSUM_WORDS]
-        place = (torch.arange(start, start + len(part), device=raw.device) + 1) * key
-        place = (place ^ (place >> 29)) * key
-        total += (part * ((place ^ (place >> 32)) | 1)).sum()
+        mixed = (torch.arange(start, start + len(part), device=raw.device) + 1) * key
+        mixed = (mixed ^ (mixed >> 29)) * key
+        total += (part * ((mixed ^ (mixed >> 32)) | 1)).sum()
     return total.item() % 2**64

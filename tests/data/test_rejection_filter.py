@@ -26,7 +26,7 @@ def sample(
     num_tokens: int = 20,
     parts: dict[str, float | None] | None = None,
 ) -> Sample:
-    completion = Completion(tuple(range(num_tokens)), (-1.0,) * num_tokens, (True,) * num_tokens, text, finish, ((0, 0),))
+    completion = Completion.of(tuple(range(num_tokens)), (-1.0,) * num_tokens, (True,) * num_tokens, text, finish, ((0, 0),))
     return Sample("p", completion, reward, {"math": 1.0} if parts is None else parts)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from rollout.pool import RolloutPool
 from tests.end_to_end.conftest import Grpo, grpo, rows_of, small_rl  # noqa: F401 - fixtures
-from tests.rollout.test_pool import drawn, make_pool, synced, tokens  # noqa: F401 - fixtures
+from tests.rollout.test_pool import make_pool, sample, sync, tokens  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.faults
 PHASES = ("generating", "idle", "syncing", "starting")
@@ -35,11 +35,11 @@ def schedule(seed: int) -> tuple[str, str]:
 def four_steps(pool: RolloutPool) -> list[list[list[tuple[int, ...]]]]:
     found = []
     for step in range(STEPS):
-        samples = drawn(pool, step)
+        samples = sample(pool, step)
         assert {completion.version for group in samples for completion in group} == {step}
         found.append(tokens(samples))
         time.sleep(0.25)  # an update, in which workers are idle
-        synced(pool, step + 1)
+        sync(pool, step + 1)
     return found
 
 

@@ -123,7 +123,7 @@ def test_rows_measured_in_an_earlier_stage_have_its_pass_rates(tmp_path: Path, t
 
 
 def sampled(prompt_id: str, *rewards: float | None) -> Group:
-    completion = Completion((1,), (-1.0,), (True,), "x", "stop", ((0, 0),))
+    completion = Completion.of((1,), (-1.0,), (True,), "x", "stop", ((0, 0),))
     return Group(Prompt(prompt_id, (1,)), tuple(Sample(prompt_id, completion, reward, {"math": reward}) for reward in rewards))
 
 

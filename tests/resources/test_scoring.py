@@ -37,7 +37,7 @@ def drawn(prompt_id, num_tokens, finish, prefill):
 
 
 def completion(text: str, num_tokens: int = 1, finish: str = "stop") -> Completion:
-    return Completion((9,) * num_tokens, (-1.0,) * num_tokens, (True,) * num_tokens, text, finish, ((0, 0),))  # type: ignore[arg-type]
+    return Completion.of((9,) * num_tokens, (-1.0,) * num_tokens, (True,) * num_tokens, text, finish, ((0, 0),))  # type: ignore[arg-type]
 
 
 PROMPTS = [Prompt("a", (1,), {"answer": 10, "completion": "of the data"}), Prompt("b", (2,), {"answer": 20}, prefill="<think>")]

@@ -21,7 +21,7 @@ Rewards = tuple[float | None, ...]
 
 
 def group(prompt: Prompt, rewards: Rewards) -> Group:
-    completion = Completion((1,), (-1.0,), (True,), "x", "stop", ((0, 0),))
+    completion = Completion.of((1,), (-1.0,), (True,), "x", "stop", ((0, 0),))
     return Group(prompt, tuple(Sample(prompt.id, completion, reward, {}) for reward in rewards))
 
 

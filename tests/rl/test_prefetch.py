@@ -33,7 +33,7 @@ class Weights:
 
     def completions(self, first: int) -> list[list[Completion]]:
         versions = ((0, first),) if first == self.version else ((0, first), (1, self.version))
-        return [[Completion((5, 6), (-1.0, -1.0), (True, True), "", "stop", versions)]]
+        return [[Completion.of((5, 6), (-1.0, -1.0), (True, True), "", "stop", versions)]]
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class ScriptedPool:
 
     def sample(self, prompts: Sequence[Prompt], num_samples: int, *_: Any, **__: Any) -> list[list[Completion]]:
         return [
-            [Completion((5,) * n, (-1.0,) * n, (True,) * n, "x" * n, "stop", ((0, self.version),)) for n in range(1, num_samples + 1)]
+            [Completion.of((5,) * n, (-1.0,) * n, (True,) * n, "x" * n, "stop", ((0, self.version),)) for n in range(1, num_samples + 1)]
             for _ in prompts
         ]
 
@@ -166,7 +166,7 @@ def test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_ar
     monkeypatch.setattr(NoTrainer, "policy_update", lambda *_: {"train/skipped_updates": 0.0, "rollout/logprob_gap": next(gaps)})
 
     def sample(pool: ScriptedPool, prompts: Sequence[Prompt], num_samples: int, *_: Any, **__: Any) -> list[list[Completion]]:
-        odd = Completion((5, 6, 7), (-1.0, float("nan"), float("-inf")), (True,) * 3, "xxx", "stop", ((0, pool.version),))
+        odd = Completion.of((5, 6, 7), (-1.0, float("nan"), float("-inf")), (True,) * 3, "xxx", "stop", ((0, pool.version),))
         return [[odd] * num_samples for _ in prompts]
 
     monkeypatch.setattr(ScriptedPool, "sample", sample)

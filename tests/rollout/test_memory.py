@@ -1,4 +1,4 @@
-"""Main memory of processes."""
+"""Tests of the memory that processes hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollout.memory import bytes_of_process, bytes_of_tree
 HOLDER = "import sys; held = b'x' * 200_000_000; print('here', flush=True); sys.stdin.read()"
 
 
-def test_what_a_child_holds_is_its_parents_too() -> None:
+def test_memory_of_a_tree_includes_its_children() -> None:
     alone = bytes_of_tree()
     child = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline() == b"here\n"

@@ -22,7 +22,7 @@ def grade(body: dict[str, Any], _: int) -> str | Answer:
 
 
 def completion(text: str) -> Completion:
-    return Completion((1, 2), (-1.0, -1.0), (True, True), text, "stop", ((0, 0),))
+    return Completion.of((1, 2), (-1.0, -1.0), (True, True), text, "stop", ((0, 0),))
 
 
 def test_min_reward_may_ask_for_the_judges_grade() -> None:

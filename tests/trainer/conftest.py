@@ -17,6 +17,7 @@ from grpo.algorithm import GRPO, Algorithm
 from grpo.config import Optimiser, Trainer
 from grpo.trainer.attention import ATTENTION, ordinary_attention
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
+from rollout.types import SamplingParams
 
 PlainLogprobs = Callable[..., torch.Tensor]
 MakeTrainer = Callable[..., PolicyTrainer]
@@ -68,7 +69,8 @@ def make_trainer(tiny_qwen2: Path) -> MakeTrainer:
         layout: Trainer = Trainer(),  # noqa: B008 - frozen
         **optimiser: Any,
     ) -> PolicyTrainer:
-        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, temperature, layout=layout))
+        sampling = SamplingParams(max_tokens=1, temperature=temperature)
+        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, sampling, layout=layout))
         if exact:
             exactly(trainer.model)
             if trainer.reference is not None:

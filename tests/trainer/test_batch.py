@@ -17,7 +17,7 @@ NAN = float("nan")
 def sample(tokens: tuple[int, ...], reward: float | None, trainable: tuple[bool, ...] | None = None) -> Sample:
     """A sample whose log-probabilities are its tokens, negative."""
     trainable = trainable or (True,) * len(tokens)
-    return Sample("p", Completion(tokens, tuple(-float(t) for t in tokens), trainable, "", "stop", ((0, 0),)), reward, {})
+    return Sample("p", Completion.of(tokens, tuple(-float(t) for t in tokens), trainable, "", "stop", ((0, 0),)), reward, {})
 
 
 @pytest.fixture
@@ -67,6 +67,6 @@ def test_sequences_without_groups_have_nothing_in_common() -> None:
 
 
 def test_tokens_whose_log_probability_by_the_engine_is_not_finite_do_not_count() -> None:
-    odd = Completion((8, 9, 10), (-1.0, math.nan, -math.inf), (True,) * 3, "", "stop", ((0, 0),))
+    odd = Completion.of((8, 9, 10), (-1.0, math.nan, -math.inf), (True,) * 3, "", "stop", ((0, 0),))
     batch = batch_of_groups([Group(Prompt("0", (1,)), (Sample("0", odd, 1.0, {}),))], [[1.0]])
     assert batch.tokens[batch.loss_mask].tolist() == [8]

@@ -213,7 +213,7 @@ def groups_with(sampled: Logprobs) -> list[Group]:
         for j, tokens in enumerate(COMPLETIONS[i]):
             logprobs = tuple(sampled[i, j].tolist()) if (i, j) in sampled else (0.0,) * len(tokens)
             finish = "length" if len(tokens) == MAX_TOKENS else "stop"
-            completion = Completion(
+            completion = Completion.of(
                 tokens=tokens, logprobs=logprobs, trainable=(True,) * len(tokens), text="", finish=finish, versions=((0, 0),)
             )
             parts = {"math": MATH[i][j], "format": FORMAT[i][j]}

@@ -19,6 +19,7 @@ from grpo.trainer.export import checkpoint_weights
 from grpo.trainer.packing import pack
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from grpo.trainer.ranks import RankPlace
+from rollout.types import SamplingParams
 from rollout.weight_sync.weights import unpack_weights
 
 SHARDS = ("none", "gradients", "parameters")
@@ -39,7 +40,9 @@ def batch_with(num_groups: int = 3) -> Batch:
 
 def trainer_of(model: Path, place: RankPlace, shard: str, *, exact: bool = False, **optimiser: Any) -> PolicyTrainer:
     layout = Trainer(ranks=place.size, shard=shard if place.size > 1 else "none", precision="float32")  # type: ignore[arg-type]
-    spec = TrainerSpec(model, Optimiser(tokens_per_device=40, **optimiser), 20, ALGORITHM, 0.8, num_threads=1, layout=layout)
+    spec = TrainerSpec(
+        model, Optimiser(tokens_per_device=40, **optimiser), 20, ALGORITHM, SamplingParams(1, temperature=0.8), num_threads=1, layout=layout
+    )
     if not exact:
         return PolicyTrainer(spec, place)
     from tests.trainer.conftest import exactly

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the engines: reloads in place, sleep, several GPUs for one engine."""
+"""Tests of the engines that need a GPU: reloads in place, sleep, several GPUs for one engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from rollout.engines.base import EngineSettings, generate
-from rollout.types import Request, Sampling
+from rollout.types import Request, SamplingParams
 from rollout.weight_sync.proof import perturb, read_safetensors, sampled_gap
 from rollout.weight_sync.weights import pack_weights
 from rollout.worker import RolloutWorker
 
 pytestmark = pytest.mark.gpu
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
-REQUESTS = [Request(str(i), tuple(prompt), Sampling(max_tokens=8, temperature=0), seed=i) for i, prompt in enumerate(PROMPTS)]
+REQUESTS = [Request(str(i), tuple(prompt), SamplingParams(max_tokens=8, temperature=0), seed=i) for i, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def worker(tiny_qwen2: Path) -> Iterator[RolloutWorker]:
     worker.close()
 
 
-def test_weights_are_replaced_in_place_and_proven(worker: RolloutWorker) -> None:
+def test_weights_are_replaced_in_place_with_proof(worker: RolloutWorker) -> None:
     assert worker.prove_reload(PROMPTS).in_place
 
 
-def test_a_sleeping_engine_gives_its_memory_back_and_wakes_as_it_was(worker: RolloutWorker, tiny_qwen2: Path) -> None:
+def test_sleep_releases_memory_and_wake_restores_the_engine(worker: RolloutWorker, tiny_qwen2: Path) -> None:
     before = generate(worker.engine, REQUESTS, 60)
     free_awake, total = torch.cuda.mem_get_info()
     worker.sleep()
@@ -45,7 +45,7 @@ def test_a_sleeping_engine_gives_its_memory_back_and_wakes_as_it_was(worker: Rol
     assert {completion.version for completion in generate(worker.engine, REQUESTS, 60)} == {1}
 
 
-def test_weights_that_never_leave_the_gpu_are_hashed_there_and_proven(worker: RolloutWorker, tiny_qwen2: Path) -> None:
+def test_weights_are_hashed_and_proven_on_the_gpu(worker: RolloutWorker, tiny_qwen2: Path) -> None:
     changed = perturb(read_safetensors(tiny_qwen2), seed=1)
     on_gpu = pack_weights(((name, tensor.cuda()) for name, tensor in changed.items()), 1, torch.bfloat16, "cuda_ipc")
     on_host = pack_weights(changed.items(), 1, torch.bfloat16, "nixl")
@@ -53,7 +53,7 @@ def test_weights_that_never_leave_the_gpu_are_hashed_there_and_proven(worker: Ro
     assert worker.sync(on_gpu, "in_place").version == 1
 
 
-def test_an_engine_over_two_gpus_draws_what_one_draws(worker: RolloutWorker, tiny_qwen2: Path) -> None:
+def test_two_gpus_sample_what_one_samples(worker: RolloutWorker, tiny_qwen2: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     two = RolloutWorker("vllm", EngineSettings(max_tokens=64, max_sequences=32, gpu_memory_frac=0.3, tensor_parallel=2))

@@ -1,4 +1,4 @@
-"""Syncs through the whole pool into real engines: afterwards they agree with transformers as well as engines built from the same weights do."""
+"""Tests of syncs through the pool into real engines, which must then agree with transformers as well as fresh engines do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from rollout.engines.base import EngineSettings
 from rollout.pool import PoolSettings, RolloutPool
-from rollout.types import Completion, Prompt, Sampling
+from rollout.types import Completion, Prompt, SamplingParams
 from rollout.weight_sync.proof import perturb, read_safetensors, write_model
 from rollout.weight_sync.weights import pack_weights
 
@@ -64,8 +64,8 @@ def make_pool(local_ray: None) -> Iterator[Callable[[Path], RolloutPool]]:
         pool.close()
 
 
-def drawn(pool: RolloutPool) -> list[list[Completion]]:
-    return pool.sample(PROMPTS, 4, Sampling(12, temperature=0.7), seed=1, step=0, deadline_s=60, progress=lambda *_: None)
+def sample(pool: RolloutPool) -> list[list[Completion]]:
+    return pool.sample(PROMPTS, 4, SamplingParams(12, temperature=0.7), seed=1, step=0, deadline_s=60, progress=lambda *_: None)
 
 
 def gap(folder: Path, groups: list[list[Completion]]) -> float:
@@ -84,18 +84,18 @@ def gap(folder: Path, groups: list[list[Completion]]) -> float:
 
 
 @pytest.mark.parametrize(("model", "in_place"), [("tiny_qwen2", True), ("tiny_qwen3_moe", False)])
-def test_after_a_sync_the_engines_gap_is_that_of_a_fresh_engine(
+def test_a_synced_engine_has_the_gap_of_a_fresh_one(
     model: str, in_place: bool, request: pytest.FixtureRequest, make_pool: Callable[[Path], RolloutPool], tmp_path: Path
 ) -> None:
-    # vLLM 0.32 on a CPU does not pack experts anew when it reloads them: the self-test must see that, and the engine be rebuilt instead.
+    # vLLM 0.32 on a CPU does not repack experts when it reloads them. The self-test must notice, so that the engine is rebuilt instead.
     folder = request.getfixturevalue(model)
     changed = perturb(read_safetensors(folder), seed=3)
     write_model(changed, folder, tmp_path, torch.bfloat16)
     pool = make_pool(folder)
     assert pool.prove_reload(PROMPTS).in_place == in_place
-    before = drawn(pool)
+    before = sample(pool)
     pool.sync(lambda: ray.put(pack_weights(changed.items(), 1, torch.bfloat16)), 1)
-    synced, fresh = drawn(pool), drawn(make_pool(tmp_path))
+    synced, fresh = sample(pool), sample(make_pool(tmp_path))
     assert {completion.version for group in synced for completion in group} == {1}
     stale, found, expected = gap(tmp_path, before), gap(tmp_path, synced), gap(tmp_path, fresh)
     assert found == pytest.approx(expected, abs=1e-6) and expected < 0.1 and stale > 5 * expected

@@ -1,10 +1,10 @@
-"""Weight syncs into the real vLLM engine, in this process: right ones are believed, and each way of corrupting one is caught and named."""
+"""Tests of weight syncs into a vLLM engine in this process: correct ones pass, and every corruption is caught and named."""
 
 from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from rollout.engines.base import EngineSettings, generate
 from rollout.errors import EngineError, WeightSyncError
-from rollout.types import Completion, Request, Sampling
+from rollout.types import Completion, Request, SamplingParams
 from rollout.weight_sync.proof import TOLERANCE, perturb, read_safetensors, sampled_gap
 from rollout.weight_sync.weights import WeightUpdate, pack_weights
 from rollout.worker import RolloutWorker
@@ -33,19 +33,22 @@ def update_of(folder: Path, version: int, seed: int) -> WeightUpdate:
     return pack_weights(perturb(read_safetensors(folder), seed).items(), version, torch.bfloat16)
 
 
-def test_in_place_reload_of_a_dense_model_equals_a_fresh_engine(worker: RolloutWorker) -> None:
+def sampled(completions: Sequence[Completion]) -> list[tuple[list[int], list[float]]]:
+    return [(completion.tokens.tolist(), completion.logprobs.tolist()) for completion in completions]
+
+
+def test_in_place_reload_equals_a_fresh_engine(worker: RolloutWorker) -> None:
     proof = worker.prove_reload(PROMPTS)
     assert proof.in_place and proof.gap <= TOLERANCE
 
 
-def test_after_a_sync_the_engine_samples_from_the_new_weights(worker: RolloutWorker, tiny_qwen2: Path) -> None:
-    requests = [Request(str(i), tuple(prompt), Sampling(max_tokens=8), seed=i) for i, prompt in enumerate(PROMPTS)]
+def test_a_synced_engine_samples_from_the_new_weights(worker: RolloutWorker, tiny_qwen2: Path) -> None:
+    requests = [Request(str(i), tuple(prompt), SamplingParams(max_tokens=8), seed=i) for i, prompt in enumerate(PROMPTS)]
     worker.sync(update_of(tiny_qwen2, version=1, seed=1), "in_place")
     in_place = generate(worker.engine, requests, 60)
     worker.sync(update_of(tiny_qwen2, version=2, seed=1), "rebuild")
     rebuilt = generate(worker.engine, requests, 60)
-    assert [c.tokens for c in in_place] == [c.tokens for c in rebuilt]
-    assert [c.logprobs for c in in_place] == [c.logprobs for c in rebuilt]
+    assert sampled(in_place) == sampled(rebuilt)
     assert [(c.version, d.version) for c, d in zip(in_place, rebuilt, strict=True)] == [(1, 2)] * 3
 
 
@@ -58,10 +61,10 @@ def test_after_a_sync_the_engine_samples_from_the_new_weights(worker: RolloutWor
         ("stale_kernel", "the kernel of (model.embed_tokens|lm_head) computes with another weight"),
     ],
 )
-def test_a_corrupted_sync_is_caught_and_names_the_tensor(
+def test_a_corrupted_sync_names_the_tensor(
     fault: str, says: str, worker: RolloutWorker, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker._last_update = update_of(tiny_qwen2, version=3, seed=3)  # what a stale tensor is left over from
+    worker._last_update = update_of(tiny_qwen2, version=3, seed=3)  # the source of a stale tensor
     monkeypatch.setenv("GRPO_FAULT", fault)
     with pytest.raises(WeightSyncError, match=says):
         worker.sync(update_of(tiny_qwen2, version=4, seed=4), "in_place")
@@ -70,8 +73,8 @@ def test_a_corrupted_sync_is_caught_and_names_the_tensor(
 
 
 @pytest.mark.parametrize("layer", ["model.layers.1.mlp.gate_up_proj", "model.layers.0.self_attn.qkv_proj", "model.norm", "lm_head"])
-def test_a_layer_that_kept_other_weights_is_named(layer: str, worker: RolloutWorker, tiny_qwen2: Path) -> None:
-    """What was sent differs from what the engine holds in one layer only, as if the reload had forgotten it."""
+def test_a_layer_with_stale_weights_is_named(layer: str, worker: RolloutWorker, tiny_qwen2: Path) -> None:
+    """The engine differs from what was sent in one layer only, as if the reload had missed it."""
     from rollout.weight_sync.readback import mismatched_weights
 
     sent = {name: tensor.to(torch.bfloat16) for name, tensor in perturb(read_safetensors(tiny_qwen2), seed=6).items()}
@@ -81,53 +84,51 @@ def test_a_layer_that_kept_other_weights_is_named(layer: str, worker: RolloutWor
     sent[name] = sent[name] * 1.01
     problems = worker.engine._llm.apply_model(lambda model: mismatched_weights(model, sent, seed=0))[0]
     assert any(layer in problem for problem in problems)
-    assert len(problems) <= 4  # a tied embedding stands in the model twice, as table and as kernel
+    assert len(problems) <= 4  # a tied embedding is in the model twice, as table and as kernel
 
 
-def drawn_by_two_processes(folder: Path) -> list[Completion]:
+def sampled_by_two_processes(folder: Path) -> list[Completion]:
     two = RolloutWorker("vllm", EngineSettings(max_tokens=64, max_sequences=32, tensor_parallel=2, num_threads=1))
     two.load_model(folder, version=0)
     proof = two.prove_reload(PROMPTS)
     assert not proof.in_place and "cannot be read back" in proof.why
     try:
-        return drawn_after_a_rebuild(two, folder)
+        return sampled_after_a_rebuild(two, folder)
     finally:
         two.close()
 
 
-def drawn_after_a_rebuild(worker: RolloutWorker, folder: Path) -> list[Completion]:
+def sampled_after_a_rebuild(worker: RolloutWorker, folder: Path) -> list[Completion]:
     worker.sync(update_of(folder, version=8, seed=8), "rebuild")
-    requests = [Request(f"two{i}", tuple(prompt), Sampling(max_tokens=8, temperature=0), seed=i) for i, prompt in enumerate(PROMPTS)]
+    requests = [Request(f"two{i}", tuple(prompt), SamplingParams(max_tokens=8, temperature=0), seed=i) for i, prompt in enumerate(PROMPTS)]
     return generate(worker.engine, requests, 60)
 
 
 @pytest.mark.slow
-def test_an_engine_of_two_processes_is_rebuilt_and_draws_what_one_draws(tiny_qwen2: Path, worker: RolloutWorker) -> None:
-    expected = drawn_after_a_rebuild(worker, tiny_qwen2)
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn")
-    ) as elsewhere:  # in this one it would take the other engines' groups down
-        found = elsewhere.submit(drawn_by_two_processes, tiny_qwen2).result(timeout=200)
+def test_two_processes_sample_what_one_samples(tiny_qwen2: Path, worker: RolloutWorker) -> None:
+    expected = sampled_after_a_rebuild(worker, tiny_qwen2)
+    # Its own process, because here it would shut down the process groups of the other engines.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        found = elsewhere.submit(sampled_by_two_processes, tiny_qwen2).result(timeout=200)
     assert sampled_gap(found, expected) < 0.05 and {completion.version for completion in found} == {8}
 
 
-def test_many_seeded_requests_repeat_exactly_and_differ_among_themselves(worker: RolloutWorker) -> None:
-    requests = [Request(f"r{i}", tuple(range(5, 40)), Sampling(max_tokens=12, temperature=0.7), seed=1000 + i) for i in range(64)]
+def test_many_seeded_requests_repeat_exactly_and_differ(worker: RolloutWorker) -> None:
+    requests = [Request(f"r{i}", tuple(range(5, 40)), SamplingParams(max_tokens=12, temperature=0.7), seed=1000 + i) for i in range(64)]
     first, second = generate(worker.engine, requests, 60), generate(worker.engine, requests, 60)
-    assert [c.tokens for c in first] == [c.tokens for c in second]
-    assert [c.logprobs for c in first] == [c.logprobs for c in second]
-    assert len({c.tokens for c in first}) > 32
+    assert sampled(first) == sampled(second)
+    assert len({tuple(tokens) for tokens, _ in sampled(first)}) > 32
 
 
 def test_a_completion_may_be_a_stop_string_and_nothing_else(worker: RolloutWorker) -> None:
-    requests = [Request(f"free{i}", (5, 6, 7), Sampling(max_tokens=1), seed=i) for i in range(32)]
+    requests = [Request(f"free{i}", (5, 6, 7), SamplingParams(max_tokens=1), seed=i) for i in range(32)]
     seed, text = next((i, c.text) for i, c in enumerate(generate(worker.engine, requests, 60)) if c.text.isascii() and c.text.isprintable())
-    (stopped,) = generate(worker.engine, [Request("stopped", (5, 6, 7), Sampling(max_tokens=1, stop=(text,)), seed=seed)], 60)
+    (stopped,) = generate(worker.engine, [Request("stopped", (5, 6, 7), SamplingParams(max_tokens=1, stop=(text,)), seed=seed)], 60)
     assert (stopped.text, stopped.finish) == (text, "stop")
 
 
-def test_an_engines_own_error_travels_as_words(tiny_qwen2: Path) -> None:
-    """vLLM's is pydantic's, which cannot be pickled."""
+def test_an_engine_error_can_be_pickled(tiny_qwen2: Path) -> None:
+    """vLLM raises pydantic's ValidationError, which cannot be pickled."""
     worker = RolloutWorker("vllm", EngineSettings(max_tokens=512))
     with pytest.raises(EngineError, match=r"(?s)^ValidationError: .*max_model_len .*=256") as raised:
         worker.load_model(tiny_qwen2, 0)

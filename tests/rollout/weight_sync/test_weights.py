@@ -1,4 +1,4 @@
-"""Weights arrive as they were sent, or the tensors that did not are named."""
+"""Tests that weights arrive as they were sent, and that errors name the tensors that did not."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def update(transport: Transport) -> WeightUpdate:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_round_trip_gives_the_cast_tensors_bit_for_bit(dtype: torch.dtype, transport: Transport) -> None:
+def test_a_round_trip_keeps_every_bit(dtype: torch.dtype, transport: Transport) -> None:
     received = unpack_weights(pack_weights(tensors(1).items(), 7, dtype, transport))
     assert received.keys() == tensors(1).keys()
     for name, sent in tensors(1).items():
         assert received[name].dtype == dtype and torch.equal(received[name], sent.to(dtype))
 
 
-def test_a_view_that_is_not_contiguous_travels_as_it_looks() -> None:
+def test_a_noncontiguous_view_keeps_its_layout() -> None:
     matrix = torch.arange(6.0).reshape(2, 3)
     assert unpack_weights(pack_weights({"t": matrix.T}.items(), 0, torch.bfloat16))["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
@@ -52,7 +52,7 @@ def test_a_packed_update_is_a_copy(transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("transport", ["host"], indirect=True)
-def test_what_was_received_can_be_written_to_without_changing_what_was_sent(update: WeightUpdate) -> None:
+def test_writing_to_received_tensors_leaves_the_update_unchanged(update: WeightUpdate) -> None:
     unpack_weights(update)["layers.0.q.weight"].zero_()
     assert torch.equal(unpack_weights(update)["layers.0.q.weight"], tensors(1)["layers.0.q.weight"].bfloat16())
 
@@ -99,7 +99,7 @@ def test_one_flipped_bit_is_enough(update: WeightUpdate, bit: int) -> None:
         unpack_weights(with_payload(update, **{"embed.weight": raw}))
 
 
-def test_where_a_tensor_is_looked_at_in_parts_each_part_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checksum_covers_every_part_of_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pack_weights([("w", torch.arange(999.0))], 0, torch.float32, "nixl")
     monkeypatch.setattr(weights, "CHECKSUM_WORDS", 7)
     assert torch.equal(unpack_weights(whole)["w"], torch.arange(999.0))  # the same checksum, however many parts
@@ -109,7 +109,7 @@ def test_where_a_tensor_is_looked_at_in_parts_each_part_counts(monkeypatch: pyte
         unpack_weights(with_payload(whole, w=swapped))
 
 
-def test_everything_that_is_wrong_is_named_at_once(update: WeightUpdate) -> None:
+def test_all_wrong_tensors_are_named_at_once(update: WeightUpdate) -> None:
     with pytest.raises(WeightSyncError) as raised:
         unpack_weights(with_payload(update, scale=None, extra=np.zeros(2, np.uint8), **{"embed.weight": np.zeros(40, np.uint8)}))
     assert [problem.split()[0] for problem in str(raised.value).partition("sent: ")[2].split("; ")] == ["embed.weight", "extra", "scale"]
@@ -118,15 +118,9 @@ def test_everything_that_is_wrong_is_named_at_once(update: WeightUpdate) -> None
 @pytest.mark.parametrize(
     ("fault", "said"), [("drop", "was not received"), ("stale", "differs from what was sent"), ("transpose", "differs from what was sent")]
 )
-def test_the_faults_that_tests_inject_are_those_that_the_proof_finds(
+def test_every_injected_corruption_is_found(
     update: WeightUpdate, transport: Transport, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
     monkeypatch.setenv("GRPO_FAULT", fault)
     with pytest.raises(WeightSyncError, match=f"layers.0.q.weight {said}"):
         unpack_weights(corrupt(update, before=pack_weights(tensors(0).items(), 6, torch.bfloat16, transport)))
-
-
-def test_a_fault_that_does_not_exist_is_refused(update: WeightUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRPO_FAULT", "dorp")
-    with pytest.raises(ValueError, match="GRPO_FAULT='dorp' is neither one of"):
-        corrupt(update, before=None)
