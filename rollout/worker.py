@@ -1,10 +1,9 @@
-"""One engine in one Ray actor: it is told which weights to hold and which requests to draw."""
+"""The Ray actor around one engine: it loads weights and generates samples as the pool asks."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from rollout.engines.base import EngineSettings, RolloutEngine
 from rollout.errors import EngineError, WeightSyncError
-from rollout.faults import corrupt, fault, fault_asked_for, fault_point
+from rollout.faults import corrupt, fault, fault_point, requested_fault
 from rollout.memory import bytes_of_tree
 from rollout.signals import keep_blocked
 from rollout.types import Finished, Request
@@ -21,25 +20,21 @@ from rollout.weight_sync.weights import WeightUpdate, unpack_weights
 
 SyncMode = Literal["in_place", "rebuild"]
 
-
+# New weights, or a list of one reference to them. Ray would resolve a bare reference before the call, and if a direct transport to one worker
+# then failed, Ray would end the sender, which is the trainer.
 Update = WeightUpdate | Sequence[Any]
-"""New weights, or a list of one reference to them. As an argument by itself a reference is resolved by Ray before the call, and where a direct
-transport to one worker fails, Ray ends the sender: the trainer."""
 
 
 @dataclass(frozen=True)
 class SyncReceipt:
-    """What a worker holds after a sync, as it proved it; and the main memory that it takes, its engine's processes among it."""
+    """The version that a worker provably holds after a sync, and the main memory that it and its engine's processes take."""
 
     version: int
-    num_tensors: int
-    num_bytes: int
-    seconds: float
-    memory_bytes: int = 0
+    memory_bytes: int
 
 
 class RolloutWorker:
-    """Everything a pool asks of an engine that lives elsewhere. ``index`` is its place in the pool, which a replacement inherits."""
+    """An engine behind the calls that a pool makes. ``index`` is its slot in the pool, which a replacement inherits."""
 
     def __init__(self, engine: str, settings: EngineSettings, script: str | None = None, base: Path = Path("."), index: int = 0):
         keep_blocked()
@@ -51,31 +46,34 @@ class RolloutWorker:
         self._last_update: WeightUpdate | None = None
 
     def start(self, folder: Path, version: int, update: Update | None, mode: SyncMode) -> int:
-        """Hold what the other workers hold: the model of ``folder``, then the weights synced since. Returns the version held."""
+        """Load what the other workers hold: the model of ``folder``, then the weights synced since. Returns the version held."""
         fault_point("starting", self.index)
-        self.load_model(folder, version)
+        try:
+            self.load_model(folder, version)
+        except Exception as error:  # engines raise errors of every kind, and some cannot be pickled
+            reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            raise EngineError(f"could not load {folder}: {reason}") from error
         if update is not None:
             self.sync(update, mode)
         return self.engine.version
 
     def load_model(self, folder: Path, version: int) -> None:
-        """Hold the model of a Hugging Face folder; its weights are ``version``."""
+        """Load the model of a Hugging Face folder; its weights are called ``version``."""
         self.engine.load_model(folder, version)
         self.folder = folder
 
     def prove_reload(self, prompts: Sequence[Sequence[int]]) -> ReloadProof:
-        """Find out whether weights may be replaced in place; the model is as before afterwards."""
+        """Test whether weights can be replaced in place. Afterwards the model is as before."""
         assert self.folder is not None, "load_model comes first"
         self._check_awake()
         return prove_reload(self.engine, self.folder, prompts, self.settings.dtype)
 
     def sync(self, update: Update, mode: SyncMode) -> SyncReceipt:
-        """Hold the weights of ``update``, proven. Raises WeightSyncError naming what is not as it was sent."""
+        """Load the weights of ``update`` and prove it. Raises WeightSyncError with the names of the tensors that are not as they were sent."""
         fault_point("syncing", self.index)
         self._check_awake()
-        started = time.monotonic()
         if not isinstance(update, WeightUpdate):
-            update = fetched(*update)
+            update = _fetch(*update)
         received = corrupt(update, self._last_update) if fault() else update
         if mode == "in_place":
             self.engine.load_weights(received)
@@ -83,28 +81,26 @@ class RolloutWorker:
             self._rebuild(received)
         if fault():
             self._last_update = update
-        num_bytes = sum(raw.nbytes for raw in update.payload.values())
-        seconds = time.monotonic() - started
-        return SyncReceipt(self.engine.version, len(update.manifest), num_bytes, seconds, bytes_of_tree())
+        return SyncReceipt(self.engine.version, bytes_of_tree())
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests. One that the engine refuses is answered by the next poll, like any other failure."""
+        """Queue requests. The next poll returns those that the engine refuses, like any other failure."""
         self._check_awake()
         for request in requests:
             try:
                 self.engine.submit([request])
-            except Exception as error:  # an engine's own errors are of every family
+            except Exception as error:  # engines raise errors of every kind
                 self._refused.append(Finished(request.id, None, f"{type(error).__name__}: {error}"))
         self._unfinished += len(requests)
 
     def poll(self, timeout_s: float, new: Sequence[Request] = ()) -> list[Finished]:
-        """Queue ``new``, then work as an engine's poll does."""
+        """Queue ``new``, then work like an engine's poll."""
         self.submit(new)
         fault_point("generating", self.index)
         refused, self._refused = self._refused, []
         finished = refused or self.engine.poll(timeout_s)
         self._unfinished -= len(finished)
-        if fault_asked_for() and not self._unfinished:
+        if requested_fault() and not self._unfinished:
             threading.Timer(0.1, fault_point, ("idle", self.index)).start()
         return finished
 
@@ -125,7 +121,7 @@ class RolloutWorker:
 
     def _check_awake(self) -> None:
         if self._is_asleep:
-            raise EngineError("the engine is asleep: the trainer has its GPU, and engines take their turn before they work")
+            raise EngineError("the engine is asleep: the trainer has its GPU; call wake() first")
 
     def _rebuild(self, update: WeightUpdate) -> None:
         assert self.folder is not None, "load_model comes first"
@@ -134,15 +130,15 @@ class RolloutWorker:
             self.engine.load_model(Path(folder), update.version)
 
 
-def fetched(reference: Any) -> WeightUpdate:
-    """From where the trainer holds it. Raises WeightSyncError, so that it is sent once more, where it cannot be had."""
+def _fetch(reference: Any) -> WeightUpdate:
+    """Get the weights from the trainer's memory. A failure is a WeightSyncError, so that the pool retries the sync."""
     import ray
 
     try:
         return ray.get(reference)
-    except Exception as error:  # of every family: Ray's, the transport's, CUDA's
+    except Exception as error:  # Ray's, the transport's, CUDA's
         raise WeightSyncError(
-            f"the new weights did not come: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+            f"the new weights could not be fetched: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
         ) from error
 
 
@@ -159,4 +155,4 @@ def _make_engine(kind: str, settings: EngineSettings, script: str | None, base: 
         from rollout.engines.scripted import ScriptedEngine, load_script
 
         return ScriptedEngine(load_script(str(script), base), settings.keep)
-    raise EngineError(f"rollout.engine {kind!r} is not known; known are vllm, hf, scripted")
+    raise EngineError(f"rollout.engine {kind!r} does not exist; choose vllm, hf or scripted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ROLES = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+
+os.environ["GRPO_ALLOW_FAULTS"] = "1"  # a fault is still injected only where a test sets GRPO_FAULT
 
 settings.register_profile("toolkit", deadline=None, max_examples=60)
 settings.load_profile("toolkit")

@@ -29,6 +29,7 @@ from grpo.run.progress import Progress
 from grpo.run.records import write_text
 from grpo.types import Artifact, Checkpoint, Dataset
 from rewards.errors import one_line
+from rollout.faults import requested_fault
 
 MADE_FROM = ("fingerprint", "identity", "origins")  # of a stage's record: what the summary leaves out
 
@@ -63,6 +64,7 @@ def run_recipe(
     loaded = checked_recipe(ref, overrides)
     if obstructing := obstacles():
         raise RecipeError(obstructing)
+    _refuse_stray_faults()
     run = RunFolder((Path(out) if out is not None else default_folder(loaded)).resolve())
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
@@ -76,6 +78,14 @@ def run_recipe(
         if redo is not None:
             _forget(loaded, run, redo)
         return _run(loaded, run, make_plan(loaded, run), trial.refused)
+
+
+def _refuse_stray_faults() -> None:
+    """Only tests inject faults. A GRPO_FAULT that is left over in the environment must not corrupt a run."""
+    try:
+        requested_fault()
+    except EngineError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warnings: Sequence[str] = ()) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from common import DRY, GPU, RESERVED_TOKENS, SHAPES, attempt, make_trainer, ran
 from grpo.trainer.batch import make_batch
 from rollout.engines.base import EngineSettings, RolloutEngine, generate
 from rollout.engines.vllm import VllmEngine
-from rollout.types import Request, Sampling
+from rollout.types import Request, SamplingParams
 from rollout.weight_sync.proof import perturb, read_safetensors
 from rollout.weight_sync.weights import Transport, pack_weights
 
@@ -50,7 +50,7 @@ class Work:
         rng = np.random.default_rng(0)
         vocabulary, num_prompts = vocabulary_of(self.folder), max(1, self.sequences // SAMPLES_PER_PROMPT)
         prompts = [tuple(rng.integers(RESERVED_TOKENS, vocabulary, self.prompt_tokens).tolist()) for _ in range(num_prompts)]
-        sampling = Sampling(max_tokens=self.completion_tokens)
+        sampling = SamplingParams(max_tokens=self.completion_tokens)
         return [Request(f"{name}-{i}", prompts[i % num_prompts], sampling, seed=i * 7919) for i in range(self.sequences)]
 
 
