@@ -40,7 +40,7 @@ def requested_fault() -> str:
     if not name:
         return ""
     if os.environ.get("GRPO_ALLOW_FAULTS") != "1":
-        raise EngineError(f"GRPO_FAULT={name!r} would inject a fault into this run, and GRPO_ALLOW_FAULTS=1 is not set\nUnset GRPO_FAULT.")
+        raise EngineError(f"GRPO_FAULT={name!r} is set without GRPO_ALLOW_FAULTS=1; unset it, or set both to inject a fault on purpose")
     if name not in FAULTS:
         _parse_point_fault(name)
     return name
@@ -78,8 +78,7 @@ def _parse_point_fault(name: str) -> tuple[str, str, int, int | None, float]:
     found = re.fullmatch(r"(kill|hang):([a-z]+):(\d+)(?:@(\d+))?(?:\+(\d+\.?\d*))?", name)
     if not found or found[2] not in POINTS:
         raise EngineError(
-            f"GRPO_FAULT={name!r} does not exist\n"
-            f"Use one of {FAULTS}, or kill:POINT:COUNT[@WORKER][+SECONDS] (or hang:) with a POINT of {POINTS}."
+            f"GRPO_FAULT={name!r} does not exist; use one of {FAULTS}, or kill:POINT:COUNT[@WORKER][+SECONDS] (or hang:) with a POINT of {POINTS}."
         )
     return found[1], found[2], int(found[3]), int(found[4]) if found[4] else None, float(found[5] or 0)
 

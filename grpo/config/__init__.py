@@ -4,6 +4,7 @@ from grpo.config.schema import (
     FILE_KEYS,
     SOURCE_COLUMN,
     SOURCE_KEYS,
+    AnyStage,
     ByDifficulty,
     Curriculum,
     DataSource,
@@ -52,6 +53,7 @@ from grpo.config.schema import (
 )
 
 __all__ = [
+    "AnyStage",
     "ByDifficulty",
     "Curriculum",
     "DataSource",

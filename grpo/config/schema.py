@@ -514,7 +514,8 @@ class EvalStage(StageBase):
     evaluation: Evaluation | None = None
 
 
-Stage = Annotated[SftStage | RlStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
+AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
+Stage = Annotated[AnyStage, Field(discriminator="kind")]
 
 
 class Recipe(Strict):

@@ -16,7 +16,7 @@ from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftSt
 from grpo.config.load import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.data.gold_checks import try_before_the_run
 from grpo.data.preview import previews
-from grpo.errors import RecipeError, StorageError
+from grpo.errors import EngineError, RecipeError, StorageError
 from grpo.plan import PlannedStage, make_plan, places
 from grpo.plan.models import check_models, model_problems
 from grpo.report.page import ReportRefresh

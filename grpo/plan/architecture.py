@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import MadeModel, PretrainedModel, Recipe
-from grpo.run.stage_states import AnyStage
+from grpo.config import AnyStage, MadeModel, PretrainedModel, Recipe
 from grpo.util.model_folder import positions_of
 
 if TYPE_CHECKING:

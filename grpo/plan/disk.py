@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from grpo.config import DistillStage, Evaluation, Optimiser, Recipe, RejectStage, RlStage
+from grpo.config import AnyStage, DistillStage, Evaluation, Optimiser, Recipe, RejectStage, RlStage
 from grpo.plan.architecture import Architecture
-from grpo.run.stage_states import AnyStage
 
 CHECKPOINT_BYTES = 12  # of a trained parameter: itself and two moments, in float32
 BYTES_PER_TOKEN = 4.5  # of text in a sample's row

@@ -10,12 +10,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from grpo.config import Lora, Recipe
+from grpo.config import AnyStage, Lora, Recipe
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture, models_drawn_from
 from grpo.plan.hardware import Site
 from grpo.plan.models import longest_drawn
-from grpo.run.stage_states import AnyStage
 from grpo.trainer.machine import DRIVER_BYTES, GIB, PROCESS_BYTES, cpu_engine_bytes
 from grpo.trainer.memory_budget import (
     HEAD_BYTES,

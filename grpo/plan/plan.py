@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
+from grpo.config import AnyStage, DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
 from grpo.config.load import LoadedRecipe
 from grpo.data.gold_checks import Trial
 from grpo.data.preview import Preview, previews
@@ -22,7 +22,7 @@ from grpo.plan.side_effects import Contact, contacts_of
 from grpo.plan.work import Lengths, drawings, rows_made, training_of
 from grpo.resources.ray_cluster import obstacles
 from grpo.run.folder import RunFolder
-from grpo.run.stage_states import AnyStage, PlannedStage, make_plan
+from grpo.run.stage_states import PlannedStage, make_plan
 
 if TYPE_CHECKING:
     from grpo.plan.memory import StageMemory

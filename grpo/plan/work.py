@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
+from grpo.config import AnyStage, DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage, SftStage, source_names
 from grpo.errors import RecipeError
 from grpo.plan.architecture import Architecture, models_drawn_from
-from grpo.run.stage_states import AnyStage
 
 
 @dataclass(frozen=True)

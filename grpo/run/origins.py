@@ -13,13 +13,10 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from grpo.config import DistillStage, PretrainedModel, Recipe, source_names
+from grpo.config import AnyStage, DistillStage, PretrainedModel, Recipe, source_names
 from grpo.util.storage import file_digest
-
-if TYPE_CHECKING:
-    from grpo.run.stage_states import AnyStage
 
 READ_OF_A_FOLDER = (
     ".safetensors",

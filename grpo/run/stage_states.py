@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import FILE_KEYS, DistillStage, EvalStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
+from grpo.config import FILE_KEYS, AnyStage, DistillStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
 from grpo.config.load import LoadedRecipe
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
@@ -16,7 +16,6 @@ from grpo.run.folder import RunFolder
 from grpo.run.origins import changed_since, model_folder
 from grpo.util.storage import file_digest
 
-AnyStage = SftStage | RlStage | RejectStage | DistillStage | EvalStage
 SHARED = ("seed", "model", "template", "template_options", "tags", "data", "evaluation", "reward_deadline_s")  # what every stage depends on
 HARMLESS = ("checkpoint_every", "keep_checkpoints", "eval_every")
 MAY_GROW = ("stage.steps", "stage.epochs")  # of a stage that was begun: what is done of it stays as it is

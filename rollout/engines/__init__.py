@@ -1,1 +1,1 @@
-"""The inference engines behind one protocol: vLLM, transformers and a scripted one for tests."""
+"""The inference engines behind one protocol: vLLM, transformers, and a scripted one for tests."""

@@ -80,7 +80,7 @@ class VllmEngine:
 
     def load_weights(self, update: WeightUpdate) -> None:
         if self.settings.tensor_parallel > 1:
-            raise EngineError("the weights of a tensor-parallel engine cannot be read back, so they are not replaced in place; rebuild it")
+            raise EngineError("the weights of a tensor-parallel engine cannot be read back; rebuild the engine instead")
         tensors = unpack_weights(update)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
         if fault() != "stale_kernel":

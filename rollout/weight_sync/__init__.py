@@ -1,1 +1,1 @@
-"""Weight sync: how new weights reach the engines, and the proof that they did."""
+"""How new weights reach the engines, and the proof that they did."""

@@ -161,7 +161,7 @@ ROWS = (
         "a rollout worker killed while idle",
         "noticed, replaced, brought up to the version; the run completes",
         {
-            POOL: ["test_a_killed_worker_costs_nothing_but_time"],
+            POOL: ["test_a_killed_worker_changes_no_sample"],
             WORKER_KILLS: ["test_a_kill_at_any_time_changes_nothing", "test_the_weights_at_the_end_are_those_of_an_undisturbed_run"],
         },
     ),
@@ -170,7 +170,7 @@ ROWS = (
         "a rollout worker killed while it draws",
         "its prompts are drawn again; each counts once",
         {
-            POOL: ["test_a_killed_worker_costs_nothing_but_time"],
+            POOL: ["test_a_killed_worker_changes_no_sample"],
             WORKER_KILLS: ["test_a_kill_at_any_time_changes_nothing", "test_the_weights_at_the_end_are_those_of_an_undisturbed_run"],
         },
     ),
@@ -180,8 +180,8 @@ ROWS = (
         "so many restarts, then a clear error, or the others do its work",
         {
             POOL: [
-                "test_a_worker_that_dies_every_time_is_given_up_and_the_others_do_its_work",
-                "test_what_a_worker_leaves_whose_replacements_never_start_is_drawn_by_others",
+                "test_other_workers_take_over_from_a_given_up_one",
+                "test_others_take_over_if_no_replacement_starts",
             ]
         },
     ),
@@ -189,13 +189,13 @@ ROWS = (
         16,
         "all workers dead",
         "an error within the deadline",
-        {POOL: ["test_too_few_workers_left_stop_the_run_and_say_why", "test_a_worker_that_hangs_in_every_sync_ends_the_run_and_says_why"]},
+        {POOL: ["test_too_few_workers_left_stop_the_run", "test_hanging_in_every_sync_ends_the_run"]},
     ),
     FaultRow(
         17,
         "a replacement with old weights",
         "serves only at the trainer's version",
-        {POOL: ["test_a_replacement_serves_only_at_the_version_of_the_others", "test_workers_may_join_a_running_pool"]},
+        {POOL: ["test_a_replacement_serves_the_version_of_the_others"]},
     ),
     FaultRow(
         18,
@@ -204,10 +204,10 @@ ROWS = (
         {
             POOL: [
                 "test_a_hung_worker_is_replaced_after_its_deadline",
-                "test_a_worker_that_hangs_in_a_sync_is_replaced_after_its_deadline",
-                "test_a_worker_that_hangs_while_it_starts_is_replaced_too",
+                "test_a_worker_that_hangs_in_a_sync_is_replaced",
+                "test_a_worker_that_hangs_at_start_is_replaced",
             ],
-            "rollout/test_engine.py": ["test_past_the_deadline_it_says_what_is_missing_and_cancels_that"],
+            "rollout/test_engine.py": ["test_the_deadline_names_and_cancels_what_is_missing"],
         },
     ),
     FaultRow(
@@ -347,7 +347,7 @@ ROWS = (
         {
             TEMPLATES: ["test_without_a_pad_token_or_with_the_end_token_as_pad_nothing_is_amiss"],
             "policy/test_batch.py": ["test_the_loss_is_on_the_tokens_that_the_policy_wrote"],
-            POOL: ["test_ids_outside_the_vocabulary_are_errors_on_both_ways"],
+            POOL: ["test_token_ids_outside_the_vocabulary_are_errors"],
         },
     ),
     FaultRow(
@@ -441,7 +441,7 @@ ROWS = (
                 "test_a_transposed_tensor_is_named",
                 "test_a_tensor_of_another_size_is_named",
             ],
-            POOL: ["test_a_sync_that_is_not_what_was_sent_is_tried_once_more_and_then_named"],
+            POOL: ["test_a_sync_that_fails_twice_names_the_tensor"],
             RL: ["test_a_corrupted_sync_stops_the_run_and_names_the_tensor"],
         },
     ),

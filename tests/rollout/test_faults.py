@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from grpo import run_recipe
+from grpo.errors import RecipeError
 from rollout.errors import EngineError
 from rollout.faults import fault, fault_point, requested_fault
 
@@ -23,7 +27,7 @@ def test_a_fault_that_is_not_allowed_is_refused(monkeypatch: pytest.MonkeyPatch,
     if allowed is not None:
         monkeypatch.setenv("GRPO_ALLOW_FAULTS", allowed)
     for ask in (fault, requested_fault, lambda: fault_point("saving")):
-        with pytest.raises(EngineError, match="GRPO_ALLOW_FAULTS=1 is not set"):
+        with pytest.raises(EngineError, match="is set without GRPO_ALLOW_FAULTS=1"):
             ask()
 
 
@@ -39,3 +43,11 @@ def test_a_fault_that_is_allowed_is_requested(monkeypatch: pytest.MonkeyPatch) -
     assert fault() == requested_fault() == "drop"
     monkeypatch.setenv("GRPO_FAULT", "kill:saving:1")
     assert (fault(), requested_fault()) == ("", "kill:saving:1")
+
+
+def test_a_run_refuses_a_stray_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRPO_FAULT", "drop")
+    monkeypatch.delenv("GRPO_ALLOW_FAULTS")
+    with pytest.raises(RecipeError, match="is set without GRPO_ALLOW_FAULTS=1"):
+        run_recipe("r1_tiny", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

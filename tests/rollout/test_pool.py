@@ -178,7 +178,7 @@ def test_a_worker_that_hangs_at_start_is_replaced(make_pool: MakePool, monkeypat
 
 
 @pytest.mark.faults
-def test_a_worker_that_hangs_in_every_sync_ends_the_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_in_every_sync_ends_the_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(fault="hang:syncing:1@1", always=True, max_restarts=1, min_workers=2)
     monkeypatch.setattr("rollout.supervisor.START_DEADLINE_S", 20.0)  # a replacement's start ends with a sync
     with pytest.raises(EngineError, match=r"rollout.min_workers is 2; the last one lost, worker 1, did not start within 20 s"):

@@ -84,7 +84,7 @@ def gap(folder: Path, groups: list[list[Completion]]) -> float:
 
 
 @pytest.mark.parametrize(("model", "in_place"), [("tiny_qwen2", True), ("tiny_qwen3_moe", False)])
-def test_a_synced_engine_has_the_gap_of_a_fresh_one(
+def test_synced_and_fresh_engines_have_the_same_gap(
     model: str, in_place: bool, request: pytest.FixtureRequest, make_pool: Callable[[Path], RolloutPool], tmp_path: Path
 ) -> None:
     # vLLM 0.32 on a CPU does not repack experts when it reloads them. The self-test must notice, so that the engine is rebuilt instead.

@@ -120,7 +120,7 @@ def test_many_seeded_requests_repeat_exactly_and_differ(worker: RolloutWorker) -
     assert len({tuple(tokens) for tokens, _ in sampled(first)}) > 32
 
 
-def test_a_completion_may_be_a_stop_string_and_nothing_else(worker: RolloutWorker) -> None:
+def test_text_may_be_a_stop_string_alone(worker: RolloutWorker) -> None:
     requests = [Request(f"free{i}", (5, 6, 7), SamplingParams(max_tokens=1), seed=i) for i in range(32)]
     seed, text = next((i, c.text) for i, c in enumerate(generate(worker.engine, requests, 60)) if c.text.isascii() and c.text.isprintable())
     (stopped,) = generate(worker.engine, [Request("stopped", (5, 6, 7), SamplingParams(max_tokens=1, stop=(text,)), seed=seed)], 60)
