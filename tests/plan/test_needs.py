@@ -24,6 +24,7 @@ from grpo.plan.models import model_findings
 from grpo.plan.tell import as_json
 from grpo.plan.work import Drawing, Lengths, Training, lengths_from
 from grpo.policy.budget import HEAD_BYTES
+from grpo.recipe import run_recipe
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -224,9 +225,17 @@ stages:
             "data source 'rows': none of 4 rows fits max_tokens = 2 of stage 'short'\n  they have 3 to 302 tokens",
         ),
         ("evaluation.max_prompt_tokens=2", "data source 'held': none of 3 prompts fits evaluation.max_prompt_tokens = 2 of stage 'short'"),
+        (
+            "stages.long.max_tokens=400",
+            "data source 'rows', stage 'long': 1 of 4 rows are longer than the model's 256 positions, the longest has 302 tokens\n"
+            "  set max_tokens: 256, which leaves them out",
+        ),
     ):
         with pytest.raises(DataError, match=re.escape(said)):
             whole.outline(load_recipe(str(recipe), [change]), tmp_path / "run")
+        with pytest.raises(DataError, match=re.escape(said)):  # and not once the first stage is trained
+            run_recipe(str(recipe), [change], tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_model_without_a_tokenizer_is_refused(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
