@@ -18,6 +18,7 @@ from grpo.data.trials import try_before_the_run
 from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
+from grpo.model_folder import local_folder
 from grpo.plan import PlannedStage, make_plan, places
 from grpo.plan.architecture import architectures
 from grpo.plan.models import check_models, model_problems
@@ -207,9 +208,8 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     if isinstance(model, MadeModel):
         return Checkpoint(_made(model, name, work))
     ref = model if isinstance(model, str) else model.path
-    for candidate in (work.base / ref, Path(ref).expanduser()):
-        if candidate.is_dir():
-            return _checked(ref, candidate.resolve())
+    if (found := local_folder(ref, work.base)) is not None:
+        return _checked(ref, found.resolve())
     from huggingface_hub import snapshot_download
 
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import DistillStage, PretrainedModel, Recipe, source_names
+from grpo.model_folder import hub_copy, local_folder
 from grpo.storage import file_digest
 
 if TYPE_CHECKING:
@@ -65,17 +66,7 @@ def model_folder(model: object, base: Path) -> Path | None:
     ref = model.path if isinstance(model, PretrainedModel) else model
     if not isinstance(ref, str):
         return None
-    for folder in (base / ref, Path(ref).expanduser()):
-        if folder.is_dir():
-            return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(ref, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+    return local_folder(ref, base) or hub_copy(ref)
 
 
 def _files_of(stage: AnyStage, recipe: Recipe, base: Path, made: Mapping[str, Path]) -> Iterator[tuple[str, str, Path]]:
