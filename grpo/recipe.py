@@ -14,12 +14,13 @@ import yaml
 
 from grpo.cluster import obstacles, start_ray
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
-from grpo.data.preview import previews
 from grpo.data.trials import try_before_the_run
 from grpo.errors import RecipeError, StorageError
 from grpo.graph import check_graph
 from grpo.loading import LoadedRecipe, load_recipe, resolved_yaml
+from grpo.model_folder import local_folder
 from grpo.plan import PlannedStage, make_plan, places
+from grpo.plan.architecture import architectures
 from grpo.plan.models import check_models, model_problems
 from grpo.plan.origins import origins_of
 from grpo.run.folder import CHECKPOINTS, RunFolder, holds_training
@@ -69,9 +70,13 @@ def run_recipe(
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     run.check()
-    make_plan(loaded, run, redo)  # refuse before anything is written or removed
-    previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
-    pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
+    pending = [
+        planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done
+    ]  # refuses before anything is written or removed
+    if pending:
+        from grpo.plan.whole import fitting_rows
+
+        fitting_rows(loaded.recipe, loaded.base, architectures(loaded.recipe, loaded.base))  # whatever stage would meet a bad row
     trial = try_before_the_run(loaded.recipe, loaded.base, pending)
     trial.raise_problems()
     with run.held():
@@ -203,9 +208,8 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     if isinstance(model, MadeModel):
         return Checkpoint(_made(model, name, work))
     ref = model if isinstance(model, str) else model.path
-    for candidate in (work.base / ref, Path(ref).expanduser()):
-        if candidate.is_dir():
-            return _checked(ref, candidate.resolve())
+    if (found := local_folder(ref, work.base)) is not None:
+        return _checked(ref, found.resolve())
     from huggingface_hub import snapshot_download
 
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 from grpo.config import DistillStage, MadeModel, PretrainedModel, Recipe, RejectStage, RlStage, SftStage
 from grpo.errors import TrainingError
 from grpo.loading import LoadedRecipe
-from grpo.model_folder import folder_problems, has_shapes_alone, nonfinite_tensors
-from grpo.plan.architecture import Architecture, architectures, local_folder, models_drawn_from
+from grpo.model_folder import folder_problems, has_shapes_alone, local_folder, nonfinite_tensors
+from grpo.plan.architecture import Architecture, architectures, models_drawn_from
 from grpo.problems import Finding, Keys, in_reading_order
 from grpo.yamltree import locate
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from grpo.cluster import stop_ray
 from grpo.config import (
     SOURCE_COLUMN,
     EvalStage,
@@ -306,8 +307,7 @@ class Workplace:
         if self._pool is not None:
             self._pool.close()
             self._pool = self._turns.pool = None
-        if ray.is_initialized():
-            ray.shutdown()
+        stop_ray()
 
     @cached_property
     def engine_tokens(self) -> int:
