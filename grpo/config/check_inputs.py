@@ -27,6 +27,7 @@ from grpo.config import (
     source_names,
 )
 from grpo.config.problems import Finding, Keys
+from grpo.util.model_folder import local_folder
 from grpo.util.text import listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
@@ -37,7 +38,6 @@ RENDERERS_OWN = frozenset(
     "strftime_now range dict lipsum cycler joiner namespace loop".split()
 )
 """Names that whoever renders a chat template gives it, with those of jinja itself."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that no hub id names
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
@@ -342,8 +342,7 @@ def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str 
     if isinstance(model, MadeModel):
         return None
     path = model if isinstance(model, str) else model.path
-    folder = next((each for each in (base / path, Path(path).expanduser()) if each.is_dir()), None)
-    if folder is None:
+    if (folder := local_folder(path, base)) is None:
         return None
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8", errors="replace")
@@ -415,10 +414,6 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
         command = FETCHED_BY.get(Path(path).name)
         do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
         yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
-    there = next((each for each in (base / path, Path(path).expanduser()) if (each / "config.json").is_file()), None)
-    if there is not None and not any((there / file).is_file() for file in TOKENIZER_FILES):
-        text = f"model {path!r}: its folder has no tokenizer; save one there with save_pretrained ({', '.join(TOKENIZER_FILES[:3])}, ...)"
-        yield Finding(keys, text)
 
 
 def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:

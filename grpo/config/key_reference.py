@@ -173,8 +173,8 @@ def keys_page() -> str:
 PAGE_HEAD = """\
 # Every key of a recipe
 
-Made by `python scripts/write_recipe_keys.py` from [grpo/config/schema.py](../grpo/config/schema.py); a test holds it up to date. `grpo schema` prints the same
-for editors ([commands.md](commands.md#grpo-schema)). A key without a default must be written.
+Made by `python scripts/write_recipe_keys.py` from [grpo/config/schema.py](../grpo/config/schema.py); a test holds it up to date. `grpo schema` prints
+the same for editors ([commands.md](commands.md#grpo-schema)). A key without a default must be written.
 
 ## Extending a recipe
 

@@ -152,6 +152,18 @@ def _refusal(template: Template, why: str) -> DataError:
     )
 
 
+def beyond_positions(lengths: Sequence[int], positions: int | None) -> str | None:
+    """What is wrong with rows of so many tokens for a model of ``positions``, and what to do; None where nothing is."""
+    longest = max(lengths, default=0)
+    if positions is None or longest <= positions:
+        return None
+    number = sum(length > positions for length in lengths)
+    return (
+        f"{number:,} of {len(lengths):,} rows are longer than the model's {positions:,} positions, the longest has {longest:,} tokens\n"
+        f"  set max_tokens: {positions}, which leaves them out, or take a model with longer context"
+    )
+
+
 def mended_in_words(counts: Mapping[str, int]) -> Iterator[str]:
     """One line for each way in which rows were mended."""
     for how, number in counts.items():

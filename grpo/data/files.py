@@ -51,13 +51,17 @@ def read_folder(folder: Path, problems: list[str], split: str | None = None) -> 
     splits = {file: split_of(file.relative_to(folder)) for file in files}
     found = sorted({name for name in splits.values() if name is not None})
     wanted = [SPLITS.get(name, name) for name in split.split("+")] if split else None
-    if wanted is not None and found and (absent := [name for name in wanted if name not in found]):
+    if wanted is not None and files and not found:
+        problems.append(
+            f"{folder}: no file's name tells of a split\n  delete split: to read all files, or name the files train.jsonl, test.jsonl, ..."
+        )
+    elif wanted is not None and (absent := [name for name in wanted if name not in found]) and files:
         problems.append(f"{folder}: no file of split {absent[0]!r}; by their names there are {', '.join(found)}; write split: {found[0]}")
     elif wanted is None and len(found) > 1:
         problems.append(
             f"{folder}: files of several splits: {', '.join(found)}\n  write split: {found[0]}, or split: {'+'.join(found)} for all of them"
         )
-    if wanted is not None and found:
+    if wanted is not None:
         files = [file for file in files if splits[file] in wanted]
     return [record for file in files for record in read_file(file, problems)]
 

@@ -15,9 +15,9 @@ import yaml
 from grpo.config import DistillStage, MadeModel, PretrainedModel, RlStage, SftStage
 from grpo.config.load import LoadedRecipe, load_recipe, resolved_yaml
 from grpo.data.gold_checks import try_before_the_run
-from grpo.data.preview import previews
 from grpo.errors import EngineError, RecipeError, StorageError
 from grpo.plan import PlannedStage, make_plan, places
+from grpo.plan.architecture import architectures
 from grpo.plan.models import check_models, model_problems
 from grpo.report.page import ReportRefresh
 from grpo.resources.ray_cluster import obstacles, start_ray
@@ -28,6 +28,7 @@ from grpo.run.origins import origins_of
 from grpo.run.progress import Progress
 from grpo.run.records import write_text
 from grpo.types import Artifact, Checkpoint, Dataset
+from grpo.util.model_folder import local_folder
 from rewards.errors import one_line
 from rollout.faults import requested_fault
 
@@ -69,9 +70,13 @@ def run_recipe(
     if redo is not None and redo not in [stage.name for stage in loaded.recipe.stages]:
         raise RecipeError(f"--redo {redo}: no such stage; stages are {[stage.name for stage in loaded.recipe.stages]}")
     run.check()
-    make_plan(loaded, run, redo)  # refuse before anything is written or removed
-    previews(loaded.recipe, loaded.base)  # and before a model is loaded, whatever stage it is that would meet a bad row
-    pending = [planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done]
+    pending = [
+        planned.stage for planned in make_plan(loaded, run, redo) if not planned.is_done
+    ]  # refuses before anything is written or removed
+    if pending:
+        from grpo.plan.plan import fitting_rows
+
+        fitting_rows(loaded.recipe, loaded.base, architectures(loaded.recipe, loaded.base))  # whatever stage would meet a bad row
     trial = try_before_the_run(loaded.recipe, loaded.base, pending)
     trial.raise_problems()
     with run.held():
@@ -211,9 +216,8 @@ def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Ch
     if isinstance(model, MadeModel):
         return Checkpoint(_made(model, name, work))
     ref = model if isinstance(model, str) else model.path
-    for candidate in (work.base / ref, Path(ref).expanduser()):
-        if candidate.is_dir():
-            return _checked(ref, candidate.resolve())
+    if (found := local_folder(ref, work.base)) is not None:
+        return _checked(ref, found.resolve())
     from huggingface_hub import snapshot_download
 
     try:

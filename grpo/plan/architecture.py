@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import AnyStage, MadeModel, PretrainedModel, Recipe
-from grpo.util.model_folder import positions_of
+from grpo.util.model_folder import hub_copy, local_folder, positions_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -110,28 +110,12 @@ def architecture_of(model: str | MadeModel | PretrainedModel, base: Path) -> Arc
     folder = local_folder(ref, base)
     if folder is not None and (folder / "config.json").is_file():
         return Architecture(ref, _read(folder / "config.json"), "its folder", folder.resolve())
-    if copy := _local_copy(ref):
-        has_weights = any(copy.parent.glob("*.safetensors"))
-        return Architecture(ref, _read(copy), "the hub's local copy", copy.parent if has_weights else None)
+    if copy := hub_copy(ref):
+        has_weights = any(copy.glob("*.safetensors"))
+        return Architecture(ref, _read(copy / "config.json"), "the hub's local copy", copy if has_weights else None)
     if (shipped := SHIPPED / ref / "config.json").is_file():
         return Architecture(ref, _read(shipped), "shapes shipped with the toolkit")
     return Architecture(ref, None, "not known: no config.json of it is on this machine")
-
-
-def local_folder(ref: str, base: Path) -> Path | None:
-    """The folder of that name, seen from the recipe or from here; None where ``ref`` is a hub's name."""
-    return next((folder for folder in (base / ref, Path(ref).expanduser()) if folder.is_dir()), None)
-
-
-def _local_copy(ref: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(ref, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from grpo.config.load import LoadedRecipe
 from grpo.config.problems import Finding, Keys, in_reading_order
 from grpo.config.yaml_positions import locate
 from grpo.errors import TrainingError
-from grpo.plan.architecture import Architecture, architectures, local_folder, models_drawn_from
-from grpo.util.model_folder import folder_problems, has_shapes_alone, nonfinite_tensors
+from grpo.plan.architecture import Architecture, architectures, models_drawn_from
+from grpo.util.model_folder import folder_problems, has_shapes_alone, local_folder, nonfinite_tensors
 
 
 def model_problems(folder: Path, ref: str, deeply: bool = True) -> list[str]:

@@ -72,9 +72,14 @@ def outline(loaded: LoadedRecipe, out: Path) -> Outline:
         changes=changes_of(loaded),
         site=site_of(recipe, out),
         architectures=known,
-        rows=tuple(_without_long(found, recipe, base, known) for found in previews(recipe, base)),
+        rows=fitting_rows(recipe, base, known),
         prompts=tuple(_prompts(recipe, base, known)),
     )
+
+
+def fitting_rows(recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> tuple[Preview, ...]:
+    """What there is to know about every source's rows before a run. Raises DataError where rows cannot be read, or none of a source's fits."""
+    return tuple(_without_long(found, recipe, base, known) for found in previews(recipe, base))
 
 
 def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False, trial: Trial = Trial()) -> Needs:  # noqa: B008 - frozen
@@ -104,13 +109,13 @@ def needs(plan: Outline, lengths: Lengths = Lengths(), measure: bool = False, tr
 
 def _without_long(found: Preview, recipe: Recipe, base: Path, known: Mapping[str, Architecture]) -> Preview:
     """With those counted that are over a limit of the stages and evaluations that use them, where a tokenizer is at hand."""
-    limits: dict[tuple[str, int], Limit] = {}
+    limits: dict[tuple[str, int, int | None], Limit] = {}
     for stage in recipe.stages:
         tokenizer = _tokenizer(known[stage.name])
         if tokenizer is None:
             continue
         for limit in _limits(stage, found.source, recipe, known[stage.name], tokenizer):
-            limits.setdefault((limit.name, limit.tokens), limit)
+            limits.setdefault((limit.name, limit.tokens, limit.positions), limit)
     return over_limits(found, recipe, base, list(limits.values())) if limits else found
 
 
@@ -119,7 +124,8 @@ def _limits(stage: AnyStage, source: str, recipe: Recipe, model: Architecture, t
     if isinstance(stage, RlStage | RejectStage) and source in source_names(stage.prompts):
         yield Limit("max_prompt_tokens", stage.max_prompt_tokens, stage.name, tokenizer)
     if isinstance(stage, SftStage | DistillStage) and source in source_names(stage.data):
-        yield Limit("max_tokens", stage.max_tokens, stage.name, tokenizer, imitated=True)
+        positions = model.positions if model.config else None
+        yield Limit("max_tokens", stage.max_tokens, stage.name, tokenizer, imitated=True, positions=positions)
     evaluation = (stage.evaluation if isinstance(stage, EvalStage) else None) or (
         None if isinstance(stage, RejectStage) else recipe.evaluation
     )

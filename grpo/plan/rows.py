@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.config import Recipe, imitated_sources
-from grpo.data.conversations import imitated, mended_in_words
+from grpo.data.conversations import beyond_positions, imitated, mended_in_words
 from grpo.data.files import Row
 from grpo.data.preview import Preview
 from grpo.data.sources import Sources
@@ -34,19 +34,23 @@ class RenderedPrompt:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most tokens of a source's prompts, or where it is ``imitated`` of prompt and completion; ``name`` is how a recipe calls it."""
+    """The most tokens of a source's prompts, or where it is ``imitated`` of prompt and completion; ``name`` is how a recipe calls it.
+
+    ``positions``: of the model that imitates, for which rows within the limit must not be too long.
+    """
 
     name: str
     tokens: int
     stage: str
     tokenizer: PreTrainedTokenizerBase
     imitated: bool = False
+    positions: int | None = None
 
 
 def over_limits(found: Preview, recipe: Recipe, base: Path, limits: Sequence[Limit]) -> Preview:
     """Without the rows over a limit, which a run leaves out. Generated sources are looked at by a sample.
 
-    Raises DataError where none is left, or one does not fit the template.
+    Raises DataError where none is left, one does not fit the template, or one is longer than the model's positions.
     """
     rows = first_rows(found.source, recipe, base, MOST_TOKENISED)
     if found.rows is None or not rows:
@@ -65,13 +69,15 @@ def over_limits(found: Preview, recipe: Recipe, base: Path, limits: Sequence[Lim
             else:
                 lengths.append(len(template.prompt(row, "", limit.tokenizer).tokens))
         num_long = sum(length > limit.tokens for length in lengths)
-        if num_long == len(rows):
+        if num_long == len(rows) == found.rows:
             what = "rows" if limit.imitated else "prompts"
             raise DataError(
-                f"data source {found.source!r}: none of {len(rows):,} {what}{looked_at} fits {limit.name} = {limit.tokens:,} "
+                f"data source {found.source!r}: none of {len(rows):,} {what} fits {limit.name} = {limit.tokens:,} "
                 f"of stage {limit.stage!r}\n"
                 f"  they have {min(lengths):,} to {max(lengths):,} tokens; raise it"
             )
+        if beyond := beyond_positions([length for length in lengths if length <= limit.tokens], limit.positions):
+            raise DataError(f"data source {found.source!r}, stage {limit.stage!r}: {beyond}")
         notes += [line for line in mended_in_words(mended) if line not in notes]
         if num_long:
             dropped[f"over {limit.name} {limit.tokens:,}{looked_at}"] = num_long

@@ -36,6 +36,7 @@ from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
 from grpo.resources.gpu_sharing import Turns
+from grpo.resources.ray_cluster import stop_ray
 from grpo.run.folder import RunFolder
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
@@ -306,8 +307,7 @@ class Workplace:
         if self._pool is not None:
             self._pool.close()
             self._pool = self._turns.pool = None
-        if ray.is_initialized():
-            ray.shutdown()
+        stop_ray()
 
     @cached_property
     def engine_tokens(self) -> int:

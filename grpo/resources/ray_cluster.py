@@ -101,14 +101,17 @@ def start_ray() -> None:
 
 
 def stop_ray() -> None:
-    """End the Ray that this process started, with all its processes. They block SIGTERM, by which Ray would ask them to end."""
+    """Leave the cluster, or end the Ray that this process started, with all its processes. They block SIGTERM, by which Ray would ask them to
+    end, and wait a second for each that does not."""
+    if "ray" not in sys.modules:
+        return
     import psutil
     import ray
 
-    node = ray._private.worker._global_node
-    if node is None or not ray.is_initialized():
+    if not ray.is_initialized():
         return
-    ours = [info.process for infos in node.all_processes.values() for info in infos]
+    node = ray._private.worker._global_node  # None of a cluster that Ray Client speaks to
+    ours = [info.process for infos in node.all_processes.values() for info in infos] if node is not None else []
     below = [child for process in ours for child in _descendants(process.pid)]
     for process in ours:
         process.terminate = process.kill

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import AnyStage, DistillStage, PretrainedModel, Recipe, source_names
+from grpo.util.model_folder import hub_copy, local_folder
 from grpo.util.storage import file_digest
 
 READ_OF_A_FOLDER = (
@@ -61,17 +63,7 @@ def model_folder(model: object, base: Path) -> Path | None:
     ref = model.path if isinstance(model, PretrainedModel) else model
     if not isinstance(ref, str):
         return None
-    for folder in (base / ref, Path(ref).expanduser()):
-        if folder.is_dir():
-            return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(ref, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+    return local_folder(ref, base) or hub_copy(ref)
 
 
 def _files_of(stage: AnyStage, recipe: Recipe, base: Path, made: Mapping[str, Path]) -> Iterator[tuple[str, str, Path]]:
@@ -85,11 +77,19 @@ def _files_of(stage: AnyStage, recipe: Recipe, base: Path, made: Mapping[str, Pa
     for use in _rewards(stage, recipe):
         yield from _of_code(use.use, base)
         for value in (use.model_extra or {}).values():
-            path = base / Path(value).expanduser() if isinstance(value, str) and value and len(value) < 1000 else None
+            path = _path_of(value, base)
             if path is not None and path.is_dir():
                 yield from _of_folder(value, path)
-            elif path is not None and path.is_file():
+            elif path is not None:
                 yield str(Path(value).parent), path.name, path
+
+
+def _path_of(setting: object, base: Path) -> Path | None:
+    """The file or folder that a reward's setting names; None for any other setting, such as a judge's long prompt."""
+    if not isinstance(setting, str) or not setting:
+        return None
+    path = os.path.join(base, os.path.expanduser(setting))
+    return Path(path) if os.path.exists(path) else None  # unlike pathlib, both take every text
 
 
 def _made_data(stage: AnyStage, made: Mapping[str, Path]) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _of_code(ref: str, base: Path) -> Iterator[tuple[str, str, Path]]:
 def _imported(file: Path, root: Path, seen: set[Path] | None = None) -> set[Path]:
     """``file`` and what it imports from ``root``, directly or not."""
     seen = set() if seen is None else seen
-    if file in seen or not file.is_file():
+    if file in seen or not file.is_file() or not file.is_relative_to(root):
         return seen
     seen.add(file)
     try:
@@ -146,7 +146,7 @@ def _imported(file: Path, root: Path, seen: set[Path] | None = None) -> set[Path
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            where = file.parents[node.level - 1] if node.level else root
+            where = file.parents[min(node.level, len(file.parents)) - 1] if node.level else root
             names = [".".join(filter(None, [node.module, alias.name])) for alias in node.names]
         for name in names:
             for module in _module_files(where, name):

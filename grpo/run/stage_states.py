@@ -91,7 +91,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
                     f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
                     f"undo the change, choose another --out, or make it again with --redo {stage.name}"
                 )
-        elif begun is not None and not problems and (files := changed_since(begun.get("origins", {}), stage, recipe, loaded.base, made)):
+        if begun is not None and not problems and (files := changed_since(begun.get("origins", {}), stage, recipe, loaded.base, made)):
             shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
             problems.append(
                 f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but what it was made from changed since: {shown}; "

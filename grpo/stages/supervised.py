@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import DistillStage, SftStage, SupervisedKeys, Validation, kept_alive
-from grpo.data.conversations import imitated, mended_in_words
+from grpo.data.conversations import beyond_positions, imitated, mended_in_words
 from grpo.data.prompt_order import Shuffled, taken
 from grpo.data.sft_batches import Replay, course_of
 from grpo.errors import DataError
@@ -139,19 +139,11 @@ def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Wor
         found.learned.append(example.learned)
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
-    _check_positions(found, work.positions(start.path))
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(found.prompts, found.completions, strict=True)]
+    if beyond := beyond_positions(lengths, work.positions(start.path)):
+        raise DataError(beyond)
     if num_long:
         work.progress.say(f"  {num_long} of {len(rows)} rows are longer than max_tokens = {settings.max_tokens} and left out")
     for line in mended_in_words(mended):
         work.progress.say(f"  {line}")
     return replace(found, num_too_long=num_long)
-
-
-def _check_positions(rows: Tokenised, positions: int | None) -> None:
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(rows.prompts, rows.completions, strict=True)]
-    if positions is not None and max(lengths) > positions:
-        num_beyond = sum(length > positions for length in lengths)
-        raise DataError(
-            f"{num_beyond} of {len(rows)} rows are longer than the model's {positions:,} positions, the longest {max(lengths):,} tokens; "
-            f"set max_tokens: {positions}, which leaves them out, or take a model with longer context"
-        )

@@ -76,6 +76,8 @@ def write_folder(weights: Iterable[tuple[str, Tensor]], model: PreTrainedModel, 
     config.dtype = torch.bfloat16
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
     config.to_json_file(folder / CONFIG)
+    if start.resolve() == folder.resolve():  # a model is trained where it lies, as those made on the spot are
+        return
     if (start / GENERATION).is_file():
         shutil.copyfile(start / GENERATION, folder / GENERATION)
     elif model.generation_config is not None:

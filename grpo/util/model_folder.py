@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +46,24 @@ class StoredTensor:
 
 class DamagedFileError(ValueError):
     """A safetensors file that cannot be read whole."""
+
+
+def local_folder(ref: str, base: Path) -> Path | None:
+    """The folder of that name, seen from the recipe or from here; None where ``ref`` is a hub's name."""
+    candidates = (base / ref, Path(os.path.expanduser(ref)))
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def hub_copy(ref: str) -> Path | None:
+    """Where the hub's model of that name is on this machine, or at least its config.json."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(ref, CONFIG)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def folder_problems(folder: Path) -> list[str]:

@@ -310,6 +310,10 @@ def test_a_folder_of_several_splits_is_read_by_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file of split 'validation'; by their names there are test, train; write split: test"):
         read("validation", "data")
     assert len(load(tmp_path, it={"folder": "more"})) == 2  # one split, and a file that tells of none
+    (tmp_path / "bare").mkdir()
+    jsonl(tmp_path, {"prompt": "a"}, name="bare/rows.jsonl")
+    with pytest.raises(DataError, match="bare: no file's name tells of a split\n  delete split: to read all files, or name the files"):
+        read("test", "bare")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- conversations

@@ -291,7 +291,7 @@ ROWS = (
     FaultRow(
         28,
         "a gold answer that is empty or can't be read",
-        "reported with its row before training; its samples have no score, and are counted",
+        "reported by file and line before training, refused where more than a tenth are; its samples have no score, and are counted",
         {
             "rewards/test_math.py": ["test_a_gold_answer_that_cannot_be_read_abstains"],
             CANARY: [

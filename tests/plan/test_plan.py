@@ -15,6 +15,7 @@ import pytest
 
 from grpo.config.load import load_recipe
 from grpo.errors import DataError, RecipeError
+from grpo.pipeline.run import checked_recipe, run_recipe
 from grpo.plan import plan as whole
 from grpo.plan.duration import Costs, Rates, seconds_of_drawing, seconds_of_update, update_quantities
 from grpo.plan.measure import fitted
@@ -224,17 +225,28 @@ stages:
             "data source 'rows': none of 4 rows fits max_tokens = 2 of stage 'short'\n  they have 3 to 302 tokens",
         ),
         ("evaluation.max_prompt_tokens=2", "data source 'held': none of 3 prompts fits evaluation.max_prompt_tokens = 2 of stage 'short'"),
+        (
+            "stages.long.max_tokens=400",
+            "data source 'rows', stage 'long': 1 of 4 rows are longer than the model's 256 positions, the longest has 302 tokens\n"
+            "  set max_tokens: 256, which leaves them out",
+        ),
     ):
         with pytest.raises(DataError, match=re.escape(said)):
             whole.outline(load_recipe(str(recipe), [change]), tmp_path / "run")
+        with pytest.raises(DataError, match=re.escape(said)):  # and not once the first stage is trained
+            run_recipe(str(recipe), [change], tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
-def test_a_model_without_a_tokenizer_is_refused(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_folder_of_a_config_alone_can_be_planned_with_and_not_run(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text((tiny_qwen2 / "config.json").read_text())
-    with pytest.raises(RecipeError, match="bare': its folder has no tokenizer; save one there with save_pretrained"):
-        load_recipe(str(recipe), [f"model.path={tmp_path / 'bare'}"])
-    load_recipe(str(recipe), [f"model.path={tiny_qwen2}"])
+    shutil.copy(tiny_qwen2 / "config.json", tmp_path / "bare")
+    change = [f"model.path={tmp_path / 'bare'}", "stages.one.max_prompt_tokens=64", "stages.one.max_completion_tokens=64"]
+    assert checked_recipe(str(recipe), change, needs_weights=False)
+    with pytest.raises(RecipeError) as raised:
+        checked_recipe(str(recipe), change)
+    (no_weights, no_tokenizer) = raised.value.problems
+    assert "holds no *.safetensors" in no_weights and "there is no tokenizer" in no_tokenizer
 
 
 def test_the_prompt_begins_with_what_the_tokenizer_puts_first(recipe: Path, tiny_qwen2: Path, tmp_path: Path) -> None:

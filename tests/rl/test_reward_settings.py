@@ -11,7 +11,10 @@ from grpo.data.golds import with_tags
 from rewards import SHIPPED
 
 NEEDED = {"length": {"max_tokens": 10}, "judge": {"base_url": "http://localhost/v1", "model": "m"}, "reward_model": {"model": "org/name"}}
-THINK, ANSWER = {"language", "format", "judge", "reward_model"}, {"math", "exact", "format", "fuzzy", "choice", "code", "reasoning_gym"}
+THINK, ANSWER = (
+    {"language", "format", "judge", "math", "reward_model"},
+    {"math", "exact", "format", "fuzzy", "choice", "code", "reasoning_gym"},
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

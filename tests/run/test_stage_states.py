@@ -196,6 +196,35 @@ def test_a_result_is_refused_once_what_it_was_made_from_is_another(
     assert done(recipe, run, redo=stage)[1] is False
 
 
+def test_a_half_done_stage_that_grows_is_refused_all_the_same_once_its_base_is_another(traced: tuple[Path, RunFolder]) -> None:
+    recipe, run = traced
+    run.write_start(1, "one", run.record(1, "one") | {"places": places(load_recipe(str(recipe)).recipe)})
+    (run.stage(1, "one") / "stage.json").unlink()
+    (run.stage(1, "one") / "checkpoints" / "step-000001").mkdir(parents=True)
+    shutil.rmtree(run.stage(2, "two"))
+    assert done(recipe, run, "stages.one.steps=2") == [False, False]
+    (recipe.parent / "base" / "model.safetensors").write_bytes(b"WEIGHTS")
+    with pytest.raises(RecipeError, match=r"stage 'one' .* is half done, .* changed since: model\.safetensors \(base\)"):
+        done(recipe, run, "stages.one.steps=2")
+
+
+@pytest.mark.parametrize("setting", ["Say whether the answer is right. " * 12, "~~~", "~nobody-of-this-name/rules"])
+def test_a_rewards_setting_that_is_text_is_no_file(traced: tuple[Path, RunFolder], setting: str) -> None:
+    recipe, _ = traced
+    loaded = load_recipe(str(recipe))
+    loaded.recipe.stages[0].rewards[0].model_extra["names"] = setting
+    found = origins_of(loaded.recipe.stages[0], loaded.recipe, loaded.base, {"base": recipe.parent / "base"})
+    assert found.keys() == {"base", "imported by ./mine.py"}
+
+
+def test_what_a_reward_imports_from_above_its_folder_is_no_part_of_it(traced: tuple[Path, RunFolder]) -> None:
+    recipe, _ = traced
+    (recipe.parent / "rules").mkdir()
+    (recipe.parent / "rules" / "mine.py").write_text("try:\n    from ..helper import words\nexcept ImportError:\n    words = 1.0\n")
+    loaded = load_recipe(str(recipe), [f"stages.one.rewards=[{{use: {recipe.parent}/rules/mine.py:count}}]"])
+    assert origins_of(loaded.recipe.stages[0], loaded.recipe, loaded.base, {}) == {}
+
+
 def test_a_finished_run_stays_done_when_its_base_is_gone(traced: tuple[Path, RunFolder]) -> None:
     recipe, run = traced
     shutil.rmtree(recipe.parent / "base")

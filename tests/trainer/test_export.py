@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,3 +41,11 @@ def test_experts_are_handed_out_one_by_one(tmp_path: Path, tokenizer) -> None:
     trainer.save(tmp_path / "again")
     saved = read_safetensors(tmp_path / "again")
     assert saved.keys() == expected.keys() and all(torch.equal(saved[name], weight) for name, weight in expected.items())
+
+
+def test_a_model_is_saved_where_it_lies(tiny_qwen2: Path, tmp_path: Path) -> None:
+    """As models made on the spot are: settings and tokenizer are there already."""
+    folder = tmp_path / "here"
+    shutil.copytree(tiny_qwen2, folder)
+    PolicyTrainer(TrainerSpec(folder, Optimiser(), 1)).save(folder)
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
