@@ -32,7 +32,7 @@ def test_a_bad_row_of_a_later_stage_ends_a_run_before_anything_is_loaded_or_writ
     assert [line.strip().removeprefix(str(tmp_path)) for line in str(raised.value).splitlines()] == [
         "data source 'bad': 2 problems, and no row was used; mend these rows or delete them:",
         "/bad.jsonl:3: not JSON (Expecting ':' delimiter at column 10)",
-        "/bad.jsonl:2: column 'completion' must be text, found int 7",
+        "/bad.jsonl:2: column 'completion' must be text or a list of messages, found int 7",
     ]
     assert not (tmp_path / "run").exists()
 
