@@ -15,9 +15,6 @@ from rewards.runtime import RewardRuntime, Scored, ScoreInput
 CANARY_ROWS = 8
 MAX_GOLDS_READ = 5000
 """A gold answer that is no plain number takes milliseconds to read; more of them are half a minute."""
-CONTROLS = {"\f": "f", "\b": "b", "\a": "a", "\v": "v", "\t": "t", "\r": "r"}
-LOST = re.compile(rf"([{''.join(CONTROLS)}])([A-Za-z]+)")
-"""A control character that is no part of an answer: JSON or Python made it of a backslash and a letter."""
 RESERVED_VALUES = {"prompt": "", "prompt_id": "canary", "prefill": "", "finish": "stop", "tokens": ()}
 
 
@@ -89,13 +86,6 @@ def gold_texts(gold: Any) -> list[str]:
         return ["" if gold is None else str(gold)]
     parts = [str(part) for part in gold]
     return parts if len(parts) == 1 else [", ".join(parts), *parts]
-
-
-def lost_backslash(gold: str) -> str | None:
-    r"""What a control character in a gold answer is about: JSON reads \frac with one backslash as a form feed and "rac". None for none."""
-    if not (found := LOST.search(gold)):
-        return None
-    return f"lost its backslash before {CONTROLS[found[1]]}{found[2]}: write \\\\{CONTROLS[found[1]]}{found[2]} in JSON"
 
 
 def _scored(

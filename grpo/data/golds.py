@@ -13,7 +13,8 @@ from typing import Any
 from grpo.config import Recipe, RewardUse
 from grpo.config.check_inputs import reading_uses
 from rewards import RESERVED, SHIPPED, RewardError, RewardFn, RewardRuntime, RewardSpec, right_completions
-from rewards.canary import MAX_GOLDS_READ, GoldsRead, lost_backslash, read_golds
+from rewards.canary import MAX_GOLDS_READ, GoldsRead, read_golds
+from rewards.equality import damage
 from rewards.load import build_reward
 
 SHOWN_GOLDS = 3
@@ -103,7 +104,7 @@ def describe(rows: NamedRows, read: GoldsRead, name: str, column: str, sources: 
 
 
 def _gold_shown(gold: Any) -> str:
-    lost = lost_backslash(gold) if isinstance(gold, str) else None
+    lost = damage(gold) if isinstance(gold, str) else None
     return f"{gold!r:.60}{f' (it {lost})' if lost else ''}"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
+from math import factorial
 from typing import Any
 
 from rewards.rules.tokens import FUNCTIONS, Token
@@ -13,7 +15,11 @@ Tree = tuple
 """("number", text), ("name", text), or an operation and its trees."""
 
 DIGITS = 50
+ROUNDING = 1e-45
+"""Of 50 digits these are what rounding leaves."""
 MAX_TERMS = 10_000
+MAX_FACTORIAL, MAX_BITS = 3000, 200_000
+"""Of what is computed exactly: larger numbers are compared by their first digits."""
 FAMILIAR = {"frac": 2, "binom": 2, "dbinom": 2, "tbinom": 2}
 INVERSE = {"sin": "asin", "cos": "acos", "tan": "atan", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
 CONSTANTS = {"pi", "e", "infty", "i"}
@@ -299,6 +305,42 @@ def value(tree: Tree, letters: Mapping[str, Any]) -> Any:
     return _OPERATIONS[kind](mp, *[value(each, letters) for each in tree[1:]])
 
 
+def exact(tree: Tree) -> Fraction | None:
+    """The value of whole numbers, decimals and fractions, however large: 2^100 is not 2^100 - 1. None for what has none, or none in reach."""
+    kind, *inside = tree
+    if kind == "number":
+        return Fraction(tree[1])
+    if kind not in ("+", "-", "*", "/", "neg", "^", "!"):
+        return None
+    values = [exact(each) for each in inside]
+    if None in values:
+        return None
+    one, other = values[0], values[-1]
+    assert one is not None and other is not None
+    match kind:
+        case "neg":
+            return -one
+        case "+":
+            return one + other
+        case "-":
+            return one - other
+        case "*":
+            return one * other
+        case "/":
+            return one / other if other else None
+        case "!":
+            return Fraction(factorial(int(one))) if one.denominator == 1 and 0 <= one <= MAX_FACTORIAL else None
+    bits = max(one.numerator.bit_length(), one.denominator.bit_length())
+    is_in_reach = other.denominator == 1 and abs(other) * bits <= MAX_BITS and (one or other > 0)
+    return one ** int(other) if is_in_reach else None
+
+
+def _unless_cancelled(mp: Any, result: Any, *terms: Any) -> Any:
+    """0 where all digits but those of rounding cancel: the square root of 8, less twice that of 2."""
+    is_rounding = abs(result) < ROUNDING * max(map(abs, terms))
+    return mp.mpf(0) if is_rounding else result
+
+
 def _series(tree: Tree, letters: Mapping[str, Any]) -> Any:
     mp = _arithmetic()
     kind, index, first, last, term = tree
@@ -347,8 +389,8 @@ def _folded(name: str) -> Any:
 
 
 _OPERATIONS: dict[str, Any] = {
-    "+": lambda mp, a, b: a + b,
-    "-": lambda mp, a, b: a - b,
+    "+": lambda mp, a, b: _unless_cancelled(mp, a + b, a, b),
+    "-": lambda mp, a, b: _unless_cancelled(mp, a - b, a, b),
     "*": lambda mp, a, b: a * b,
     "/": lambda mp, a, b: a / b,
     "neg": lambda mp, a: -a,
@@ -367,8 +409,7 @@ _OPERATIONS: dict[str, Any] = {
     "lcm": _folded("lcm"),
     "max": lambda mp, *values: max(values),
     "min": lambda mp, *values: min(values),
-    **{
-        name: (lambda mp, a, name=name: getattr(mp, name)(a)) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
-    },
+    **{name: (lambda mp, a, name=name: _unless_cancelled(mp, getattr(mp, name)(a), a)) for name in ("sin", "cos", "tan", "cot")},
+    **{name: (lambda mp, a, name=name: getattr(mp, name)(a)) for name in ("sec", "csc", "sinh", "cosh", "tanh")},
     **{name: (lambda mp, a, name=name: getattr(mp, name)(a)) for name in ("asin", "acos", "atan")},
 }

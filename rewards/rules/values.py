@@ -47,6 +47,9 @@ def _same_formula(gold: Value, given: Value) -> bool:
     """Equal at every probe where both have a value. One number alone may be a decimal that was rounded."""
     assert gold.tree is not None and given.tree is not None
     rounded_by = max((each.number.rounded_by for each in (gold, given) if each.number is not None), default=0)
+    values = formula.exact(gold.tree), formula.exact(given.tree)
+    if values[0] is not None and values[1] is not None:
+        return abs(values[0] - values[1]) <= rounded_by
     letters = formula.names(gold.tree) | formula.names(given.tree)
     pairs = [pair for number in range(PROBES if letters else 1) if (pair := at_probe(number, letters, gold, given)) is not None]
     real = [pair for pair in pairs if not any(each.imag for each in pair)]  # what a root of a negative number is, is a convention

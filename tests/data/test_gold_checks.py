@@ -19,6 +19,7 @@ from grpo.pipeline.run import checked_recipe, run_recipe
 RECIPE = """
 name: later
 model: {model}
+template: plain
 data:
   lessons: {{jsonl: lessons.jsonl}}
   rows: {{jsonl: rows.jsonl}}
@@ -85,7 +86,7 @@ def test_gold_answers_that_cannot_be_read_are_counted_whichever_they_are(tmp_pat
 def test_a_lost_backslash_is_named(tmp_path: Path) -> None:
     answers: list[Any] = [*(str(n) for n in range(20)), "\x0crac{1}{4} and more words than there should be here"]
     (line,) = tried(recipe(tmp_path, answers)).refused
-    assert "(it lost its backslash before frac: write \\\\frac in JSON)" in line
+    assert "(it has lost a backslash: a control character stands where \\f stood; in JSON and YAML write \\\\ for each \\)" in line
 
 
 def with_filter(path: Path) -> Path:

@@ -190,20 +190,6 @@ def test_of_a_list_of_gold_answers_all_or_each_must_be_right(reward_file: Callab
     assert len(problems["first_of"]) == 4 and "its own gold answer 'x0' scores 0.0" in problems["first_of"][0]
 
 
-@pytest.mark.parametrize(
-    ("gold", "said"),
-    [
-        ("\x0crac{1}{4}", "lost its backslash before frac: write \\\\frac in JSON"),
-        ("2\times 3", "lost its backslash before times: write \\\\times in JSON"),
-        ("\x08oxed{3}", "lost its backslash before boxed: write \\\\boxed in JSON"),
-        (r"\frac{1}{4}", None),
-        ("7\n", None),
-    ],
-)
-def test_a_lost_backslash_is_seen(gold: str, said: str | None) -> None:
-    assert canary.lost_backslash(gold) == said
-
-
 def test_gold_answers_in_a_wrong_form_are_no_good_ones(runtime: RewardRuntime) -> None:
     rows = [{"answer": "What is 5 + 5, please?"}, {"answer": "x + 1"}, {"answer": "7"}]
     assert read_golds(runtime, rows, render, name="math") == ([0], 3)
