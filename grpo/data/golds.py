@@ -14,8 +14,8 @@ from grpo.config import Recipe, RewardUse
 from grpo.config.check_inputs import reading_uses
 from rewards import RESERVED, SHIPPED, RewardError, RewardFn, RewardRuntime, RewardSpec, right_completions
 from rewards.canary import MAX_GOLDS_READ, GoldsRead, read_golds
-from rewards.equality import damage
 from rewards.load import build_reward
+from rewards.rules.equality import damage
 
 SHOWN_GOLDS = 3
 MOST_UNREADABLE_FRAC = 0.1

@@ -142,7 +142,7 @@ def stage_with(path: Path, rewards: str, **more: str) -> Path:
     """The recipe with another second stage, and no later ones."""
     text = path.read_text()
     settings = "".join(f", {key}: {value}" for key, value in more.items())
-    second = f"  - {{name: second, kind: reject, from: first, prompts: rows, rewards: [{rewards}]{settings}}}\n"
+    second = f"  - {{name: second, kind: reject, from: first, prompts: rows, rewards: [{rewards}], keep: {{min_reward: {{}}}}{settings}}}\n"
     path.write_text(text[: text.index("  - {name: second")] + second)
     return path
 

@@ -12,11 +12,11 @@ CHECKPOINTS, RUNS = "run/test_checkpoints.py", "faults/test_runs.py"
 RESUME, RL = "end_to_end/test_resume.py", "end_to_end/test_rl_run.py"
 POOL, WORKER_KILLS, RANDOM_KILLS = "rollout/test_pool.py", "faults/test_worker_kills.py", "faults/test_random_kills.py"
 RUNTIME, REWARD_FAULTS, CANARY = "rewards/test_runtime.py", "rewards/test_faults.py", "rewards/test_canary.py"
-TRAINER, STATE, PLAN = "policy/test_trainer.py", "policy/test_state.py", "plan/test_stages.py"
+TRAINER, STATE, PLAN = "trainer/test_policy_trainer.py", "trainer/test_state.py", "run/test_stage_states.py"
 SOURCES, FILES, TEMPLATES = "data/test_sources.py", "data/test_files.py", "data/test_templates.py"
-MISTAKES, INPUTS, YAML, LOADING = "config/test_mistakes.py", "config/test_inputs.py", "config/test_yamltree.py", "config/test_loading.py"
-SECURITY, PORTS, TRACKERS = "test_security.py", "run/test_ray_ports.py", "run/test_trackers.py"
-HOSTILE = "rewards/test_hostile_code.py"
+MISTAKES, INPUTS, YAML, LOADING = "config/test_mistakes.py", "config/test_check_inputs.py", "config/test_yaml_positions.py", "config/test_load.py"
+SECURITY, PORTS, TRACKERS = "test_security.py", "pipeline/test_ray_ports.py", "run/test_trackers.py"
+HOSTILE = "rewards/code/test_hostile_code.py"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ ROWS = (
                 "test_a_worker_that_hangs_in_a_sync_is_replaced",
                 "test_a_worker_that_hangs_at_start_is_replaced",
             ],
-            "rollout/test_engine.py": ["test_the_deadline_names_and_cancels_what_is_missing"],
+            "rollout/engines/test_engine.py": ["test_the_deadline_names_and_cancels_what_is_missing"],
         },
     ),
     FaultRow(
@@ -231,7 +231,7 @@ ROWS = (
                 "test_an_update_that_asks_for_too_much_memory_is_told_with_numbers",
                 "test_a_trainer_that_dies_ends_the_run_with_numbers_and_leaves_no_process",
             ],
-            "policy/test_budget.py": ["test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies"],
+            "trainer/test_memory_budget.py": ["test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies"],
         },
     ),
     FaultRow(
@@ -276,7 +276,7 @@ ROWS = (
         "math-verify in the main thread, a thread, Ray, asyncio",
         "the same score everywhere",
         {
-            "rewards/test_math.py": [
+            "rewards/rules/test_math.py": [
                 "test_a_thread_scores_as_the_main_thread_does",
                 "test_a_ray_actor_and_asyncio_score_as_the_main_thread_does",
             ]
@@ -293,12 +293,12 @@ ROWS = (
         "a gold answer that is empty or can't be read",
         "reported by file and line before training, refused where more than a tenth are; its samples have no score, and are counted",
         {
-            "rewards/test_math.py": ["test_a_gold_answer_that_cannot_be_read_abstains"],
+            "rewards/rules/test_math.py": ["test_a_gold_answer_that_cannot_be_read_abstains"],
             CANARY: [
                 "test_a_gold_answer_that_does_not_score_one_is_shown_with_its_row",
                 "test_gold_answers_that_cannot_be_read_are_found_among_all",
             ],
-            "stages/test_trying_rewards.py": ["test_gold_answers_that_cannot_be_read_are_said_before_training"],
+            "resources/test_trying_rewards.py": ["test_gold_answers_that_cannot_be_read_are_said_before_training"],
         },
     ),
     FaultRow(
@@ -310,7 +310,7 @@ ROWS = (
                 "test_a_reward_that_is_always_pleased_is_caught",
                 "test_a_verifier_that_never_says_yes_is_refused_with_all_eight_rows",
             ],
-            "stages/test_start.py": ["test_rewards_that_cannot_be_trusted_are_refused_with_eight_rows"],
+            "rl/test_start.py": ["test_rewards_that_cannot_be_trusted_are_refused_with_eight_rows"],
             RL: ["test_a_reward_that_calls_everything_right_is_found_out_before_anything_is_trained"],
         },
     ),
@@ -323,7 +323,7 @@ ROWS = (
                 "test_a_group_of_equal_rewards_has_exactly_zero_advantage",
                 "test_a_group_with_fewer_than_two_counted_rewards_has_zero_advantage",
             ],
-            "stages/test_dynamic.py": ["test_data_too_easy_or_too_hard_end_after_the_last_round_with_a_full_step_and_a_warning"],
+            "rl/test_dynamic_sampling.py": ["test_data_too_easy_or_too_hard_end_after_the_last_round_with_a_full_step_and_a_warning"],
             MISTAKES: ["test_ten_mistakes_come_out_at_once_each_with_its_line"],
         },
     ),
@@ -346,7 +346,7 @@ ROWS = (
         "masks go by length; a bad id is an error",
         {
             TEMPLATES: ["test_without_a_pad_token_or_with_the_end_token_as_pad_nothing_is_amiss"],
-            "policy/test_batch.py": ["test_the_loss_is_on_the_tokens_that_the_policy_wrote"],
+            "trainer/test_batch.py": ["test_the_loss_is_on_the_tokens_that_the_policy_wrote"],
             POOL: ["test_token_ids_outside_the_vocabulary_are_errors"],
         },
     ),
@@ -354,7 +354,7 @@ ROWS = (
         33,
         "prompts at the limit, over it, all over",
         "left out and counted; all over is an error",
-        {"stages/test_workplace_data.py": ["test_prompts_at_the_limit_fit_and_those_over_it_are_counted"]},
+        {"resources/test_prompts.py": ["test_prompts_at_the_limit_fit_and_those_over_it_are_counted"]},
     ),
     FaultRow(
         34,
@@ -400,7 +400,7 @@ ROWS = (
         "settings that contradict each other",
         "explained before any model is loaded",
         {
-            "config/test_contradictions.py": ["test_a_contradiction_is_one_line"],
+            "config/test_check_settings.py": ["test_a_contradiction_is_one_line"],
             "end_to_end/test_bad_input.py": ["test_bad_input_loads_neither_torch_nor_ray"],
         },
     ),
@@ -426,8 +426,8 @@ ROWS = (
                 "test_the_gap_is_watched_even_where_no_sample_has_an_advantage",
                 "test_a_token_whose_log_probability_is_not_finite_is_left_out_of_the_loss",
             ],
-            "policy/test_batch.py": ["test_tokens_whose_log_probability_by_the_engine_is_not_finite_do_not_count"],
-            "stages/test_rl_step.py": ["test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_are_counted"],
+            "trainer/test_batch.py": ["test_tokens_whose_log_probability_by_the_engine_is_not_finite_do_not_count"],
+            "rl/test_rl_step.py": ["test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_are_counted"],
         },
     ),
     FaultRow(
@@ -435,7 +435,7 @@ ROWS = (
         "a weight sync that is partial, stale, transposed, of another type",
         "tried once more, then an error that names the tensor",
         {
-            "rollout/test_weights.py": [
+            "rollout/weight_sync/test_weights.py": [
                 "test_a_dropped_tensor_is_named",
                 "test_a_stale_tensor_is_named",
                 "test_a_transposed_tensor_is_named",
@@ -470,7 +470,7 @@ ROWS = (
                 "test_a_daemon_ends_with_its_sandbox",
                 "test_a_step_of_attacks_costs_no_other_sample_anything",
             ],
-            "rewards/test_code.py": ["test_without_bwrap_it_is_refused", "test_a_bwrap_that_does_not_work_is_refused"],
+            "rewards/code/test_code.py": ["test_without_bwrap_it_is_refused", "test_a_bwrap_that_does_not_work_is_refused"],
         },
     ),
     FaultRow(
@@ -487,7 +487,7 @@ ROWS = (
             ],
             YAML: ["test_tags_that_would_make_objects_are_refused"],
             TEMPLATES: ["test_a_template_reaches_nothing_outside_of_it"],
-            "run/test_report.py": ["test_no_html_of_a_completion_survives", "test_nothing_else_of_a_run_is_taken_for_html_either"],
+            "report/test_report.py": ["test_no_html_of_a_completion_survives", "test_nothing_else_of_a_run_is_taken_for_html_either"],
         },
     ),
     FaultRow(

@@ -39,7 +39,7 @@ def recipe(tmp_path: Path) -> Path:
 def finished(recipe: Path, tmp_path: Path) -> RunFolder:
     """A run whose three stages are done."""
     run = RunFolder(tmp_path / "run")
-    for planned in make_plan(load_recipe(str(recipe)), run):
+    for planned in make_plan(load_recipe(str(recipe), check_inputs=False), run):
         folder = run.stage(planned.number, planned.stage.name)
         (folder / "model").mkdir(parents=True)
         output = (folder / "model").relative_to(run.path).as_posix()
@@ -52,7 +52,7 @@ def finished(recipe: Path, tmp_path: Path) -> RunFolder:
 
 
 def done(recipe: Path, run: RunFolder, *overrides: str, redo: str | None = None) -> list[bool]:
-    return [planned.is_done for planned in make_plan(load_recipe(str(recipe), overrides), run, redo)]
+    return [planned.is_done for planned in make_plan(load_recipe(str(recipe), overrides, check_inputs=False), run, redo)]
 
 
 def test_finished_stages_are_done(recipe: Path, finished: RunFolder) -> None:
@@ -88,7 +88,7 @@ def test_redo_of_a_later_stage_is_refused_while_an_earlier_one_does_not_fit(reci
 @pytest.fixture
 def half_done(recipe: Path, finished: RunFolder) -> RunFolder:
     """The third stage has a checkpoint and no record."""
-    loaded = load_recipe(str(recipe), ["stages.three.epochs=5"])
+    loaded = load_recipe(str(recipe), ["stages.three.epochs=5"], check_inputs=False)
     third = make_plan(loaded, finished, redo="three")[2]
     folder = finished.stage(3, "three")
     (folder / "stage.json").unlink()
@@ -140,7 +140,7 @@ def traced(tmp_path: Path) -> tuple[Path, RunFolder]:
         + "stages:\n  - {name: one, kind: rl, prompts: rows, steps: 1, rewards: [{use: ./mine.py:count, names: names.txt}]}\n"
         "  - {name: two, kind: sft, from: one, data: rows}\n"
     )
-    loaded, run = load_recipe(str(recipe)), RunFolder(tmp_path / "run")
+    loaded, run = load_recipe(str(recipe), check_inputs=False), RunFolder(tmp_path / "run")
     made = {"base": tmp_path / "base"}
     for planned in make_plan(loaded, run):
         made[planned.stage.name] = run.stage(planned.number, planned.stage.name) / "model"
@@ -165,7 +165,7 @@ def test_what_nothing_has_changed_since_is_done_and_so_is_a_copy_of_the_same_byt
 
 def test_weights_that_look_untouched_are_not_read_again(traced: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, run = traced
-    loaded, made = load_recipe(str(recipe)), {"base": recipe.parent / "base"}
+    loaded, made = load_recipe(str(recipe), check_inputs=False), {"base": recipe.parent / "base"}
     first, *_ = make_plan(loaded, run)
     known = origins_of(first.stage, loaded.recipe, loaded.base, made)
     read: list[str] = []
@@ -198,7 +198,7 @@ def test_a_result_is_refused_once_what_it_was_made_from_is_another(
 
 def test_a_half_done_stage_that_grows_is_refused_all_the_same_once_its_base_is_another(traced: tuple[Path, RunFolder]) -> None:
     recipe, run = traced
-    run.write_start(1, "one", run.record(1, "one") | {"places": places(load_recipe(str(recipe)).recipe)})
+    run.write_start(1, "one", run.record(1, "one") | {"places": places(load_recipe(str(recipe), check_inputs=False).recipe)})
     (run.stage(1, "one") / "stage.json").unlink()
     (run.stage(1, "one") / "checkpoints" / "step-000001").mkdir(parents=True)
     shutil.rmtree(run.stage(2, "two"))
@@ -211,7 +211,7 @@ def test_a_half_done_stage_that_grows_is_refused_all_the_same_once_its_base_is_a
 @pytest.mark.parametrize("setting", ["Say whether the answer is right. " * 12, "~~~", "~nobody-of-this-name/rules"])
 def test_a_rewards_setting_that_is_text_is_no_file(traced: tuple[Path, RunFolder], setting: str) -> None:
     recipe, _ = traced
-    loaded = load_recipe(str(recipe))
+    loaded = load_recipe(str(recipe), check_inputs=False)
     loaded.recipe.stages[0].rewards[0].model_extra["names"] = setting
     found = origins_of(loaded.recipe.stages[0], loaded.recipe, loaded.base, {"base": recipe.parent / "base"})
     assert found.keys() == {"base", "imported by ./mine.py"}
@@ -221,7 +221,7 @@ def test_what_a_reward_imports_from_above_its_folder_is_no_part_of_it(traced: tu
     recipe, _ = traced
     (recipe.parent / "rules").mkdir()
     (recipe.parent / "rules" / "mine.py").write_text("try:\n    from ..helper import words\nexcept ImportError:\n    words = 1.0\n")
-    loaded = load_recipe(str(recipe), [f"stages.one.rewards=[{{use: {recipe.parent}/rules/mine.py:count}}]"])
+    loaded = load_recipe(str(recipe), [f"stages.one.rewards=[{{use: {recipe.parent}/rules/mine.py:count}}]"], check_inputs=False)
     assert origins_of(loaded.recipe.stages[0], loaded.recipe, loaded.base, {}) == {}
 
 
@@ -240,9 +240,9 @@ def test_a_stage_depends_on_the_one_that_measured_its_prompts(recipe: Path, tmp_
         )
         .replace("from: base, data: rows", "data: hard")
     )
-    first, second, third = make_plan(load_recipe(str(recipe)), RunFolder(tmp_path / "run"))
+    first, second, third = make_plan(load_recipe(str(recipe), check_inputs=False), RunFolder(tmp_path / "run"))
     assert third.inputs == ("base", "hard", "two")
-    changed = make_plan(load_recipe(str(recipe), ["stages.two.temperature=0.5"]), RunFolder(tmp_path / "run"))
+    changed = make_plan(load_recipe(str(recipe), ["stages.two.temperature=0.5"], check_inputs=False), RunFolder(tmp_path / "run"))
     assert [one.fingerprint == other.fingerprint for one, other in zip((first, second, third), changed, strict=True)] == [
         True,
         False,
@@ -255,13 +255,13 @@ def test_a_stage_depends_on_the_rows_it_replays(recipe: Path, tmp_path: Path) ->
         RECIPE.replace("data:\n", "data:\n  more: {jsonl: rows.jsonl}\n").replace("from: base, data: rows", "from: one, data: more")
     )
     for keys, inputs in (("replay: 0.1, earlier: [two]", ("one", "more", "rows")), ("epochs: 1", ("one", "more"))):
-        *_, third = make_plan(load_recipe(str(recipe), [f"stages.three={{{keys}}}"]), RunFolder(tmp_path / "run"))
+        *_, third = make_plan(load_recipe(str(recipe), [f"stages.three={{{keys}}}"], check_inputs=False), RunFolder(tmp_path / "run"))
         assert third.inputs == inputs
 
 
 def test_a_curriculum_is_told_by_its_phases(recipe: Path, tmp_path: Path) -> None:
     curriculum = "stages.one.curriculum={phases: [{updates: 4, sequences_per_update: 8}, {updates: 9}]}"
-    first, *_ = make_plan(load_recipe(str(recipe), [curriculum]), RunFolder(tmp_path / "run"))
+    first, *_ = make_plan(load_recipe(str(recipe), [curriculum], check_inputs=False), RunFolder(tmp_path / "run"))
     assert first.sizes == "2 phases, in updates of so many sequences: 4 of 8, 9 of 32"
 
 
