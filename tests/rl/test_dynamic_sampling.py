@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo.algorithm import GRPO
 from grpo.data.prompt_order import Shuffled, taken
-from grpo.resources.scoring import has_signal
+from grpo.rl.advantages import has_signal
 from grpo.rl.dynamic_sampling import Refilled, refill
 from grpo.types import Group, Sample
 from rollout.types import Completion, Prompt
