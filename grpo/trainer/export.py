@@ -77,7 +77,8 @@ def write_folder(weights: Iterable[tuple[str, Tensor]], model: PreTrainedModel, 
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
     config.to_json_file(folder / CONFIG)
     if (start / GENERATION).is_file():
-        shutil.copyfile(start / GENERATION, folder / GENERATION)
+        if start != folder:  # a tiny model is saved where its training started
+            shutil.copyfile(start / GENERATION, folder / GENERATION)
     elif model.generation_config is not None:
         model.generation_config.to_json_file(folder / GENERATION)
     AutoTokenizer.from_pretrained(start).save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,3 +41,12 @@ def test_experts_are_handed_out_one_by_one(tmp_path: Path, tokenizer) -> None:
     trainer.save(tmp_path / "again")
     saved = read_safetensors(tmp_path / "again")
     assert saved.keys() == expected.keys() and all(torch.equal(saved[name], weight) for name, weight in expected.items())
+
+
+def test_a_model_can_be_saved_where_training_started(tmp_path: Path, tiny_qwen2: Path) -> None:
+    """Making a tiny model does so; its generation settings stay as they were."""
+    folder = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
+    settings = (folder / "generation_config.json").read_bytes()
+    PolicyTrainer(TrainerSpec(folder, Optimiser(), 1)).save(folder)
+    assert (folder / "generation_config.json").read_bytes() == settings
+    assert read_safetensors(folder)
