@@ -35,7 +35,7 @@ from grpo.data.sources import Sources
 from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
-from grpo.resources.gpu_sharing import Turns
+from grpo.resources.gpu_sharing import GpuSharing
 from grpo.run.folder import RunFolder
 from grpo.run.interruption import Interruption
 from grpo.run.progress import Progress
@@ -93,7 +93,7 @@ class Workplace:
         self.trackers = Trackers(recipe.trackers, recipe.name, folder, base, progress.say)
         self._pool: RolloutPool | None = None
         self._pool_holds: Path | None = None
-        self._turns = Turns()
+        self._gpu_sharing = GpuSharing()
         self._rows: dict[str, list[Row]] = {}
         self._tokenizers: dict[Path, PreTrainedTokenizerBase] = {}
         self._said: set[str] = set()
@@ -205,7 +205,7 @@ class Workplace:
         settings = self.recipe.rollout
         if self._pool is None:
             self.progress.doing(f"starting {settings.workers} {settings.engine} worker(s)")
-            takes_turns = self.takes_turns
+            is_colocated = self.is_colocated
             engine = EngineSettings(
                 dtype=settings.dtype,
                 kv_cache_gib=settings.kv_cache_gib,
@@ -214,7 +214,7 @@ class Workplace:
                 num_threads=self.num_threads,
                 gpu_share=self.gpu_share if settings.gpus_per_worker == 1 else settings.gpus_per_worker,
                 tensor_parallel=settings.gpus_per_worker,
-                sleeps=takes_turns,
+                sleeps=is_colocated,
                 gpu_memory_frac=Machine(0, self.num_gpus).engine_frac(self.recipe),
                 keep=self.recipe.tags.texts,
             )
@@ -225,9 +225,9 @@ class Workplace:
                 dispatch="fixed" if self.recipe.deterministic else "balanced",
                 transport=settings.transport,
             )
-            turn = self._turns.engines if takes_turns else lambda: None
+            turn = self._gpu_sharing.engines if is_colocated else lambda: None
             self._pool = RolloutPool(settings.engine, engine, workers, settings.script, self.base, self.progress.say, turn)
-            self._turns.pool = self._pool
+            self._gpu_sharing.pool = self._pool
         if self._pool_holds != model.path or self._pool.version != 0:
             self._pool.load_model(model.path, version=0)
             self._pool_holds = model.path
@@ -259,21 +259,21 @@ class Workplace:
         return int(ray.cluster_resources().get("GPU", 0))
 
     @property
-    def takes_turns(self) -> bool:
-        """Where there are several GPUs engines and trainer work at once. On a CPU all goes the same way, and nothing is moved."""
-        return self.recipe.rollout.sleep and self.recipe.trainer.ranks == 1 and self.num_gpus <= 1
+    def is_colocated(self) -> bool:
+        """Whether engines and trainer share one device in sleep mode."""
+        return Machine(0, self.num_gpus).is_colocated(self.recipe)
 
     @contextlib.contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
-        turn = self._turns.trainers if self.takes_turns else lambda: None
+        turn = self._gpu_sharing.trainers if self.is_colocated else lambda: None
         turn()  # a trainer is made awake
-        trainer = self._turns.trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport, turn)
+        trainer = self._gpu_sharing.trainer = RemoteTrainer(spec, self.gpu_share, self.recipe.rollout.transport, turn)
         try:
             yield trainer
-            if self.takes_turns:
+            if self.is_colocated:
                 trainer.sleep()  # a process that is told to end may hold its GPU for a while yet
         finally:
-            self._turns.trainer = None
+            self._gpu_sharing.trainer = None
             trainer.close()
 
     def rewards(self, uses: Sequence[RewardUse]) -> RewardRuntime:
@@ -305,7 +305,7 @@ class Workplace:
         self.trackers.close()
         if self._pool is not None:
             self._pool.close()
-            self._pool = self._turns.pool = None
+            self._pool = self._gpu_sharing.pool = None
         if ray.is_initialized():
             ray.shutdown()
 

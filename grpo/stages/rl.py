@@ -12,7 +12,7 @@ from grpo.algorithm import Algorithm, load_algorithm
 from grpo.config import RewardUse, RlStage
 from grpo.data.prompt_order import too_few
 from grpo.evaluation import measure as evaluation
-from grpo.resources.checkpointing import Keeper
+from grpo.resources.checkpointing import CheckpointSchedule
 from grpo.resources.context import Outcome, Workplace
 from grpo.rl.context import RlContext
 from grpo.rl.loop import make_loop
@@ -71,12 +71,12 @@ def _train(
         trainer = stack.enter_context(work.trainer(spec))
         files = [stack.enter_context(JsonLines(folder / f"{name}.jsonl")) for name in ("metrics", "samples", "alarms")]
         metrics_file, samples_file, alarms_file = files
-        keeper = Keeper(stage, stage.steps, trainer, work, folder, files)
+        checkpoints = CheckpointSchedule(stage, stage.steps, trainer, work, folder, files)
         pool = work.pool(start)
-        saved = keeper.resume("step")
+        saved = checkpoints.resume("step")
         first, kept = (saved.step, rollouts_from_json(saved.state["ahead"])) if saved is not None else (0, [])
         evaluate = partial(_evaluate, work, pool, start)
-        loop = make_loop(context, trainer, pool, rewards, prompts, evaluate, keeper.finish, first, kept)
+        loop = make_loop(context, trainer, pool, rewards, prompts, evaluate, checkpoints.finish, first, kept)
         reporter = StepReporter(context, rewards, trainer, pool)
         watch = watch_over(rewards, stage.rewards, baseline)
         metrics: dict[str, float] = {}
@@ -88,7 +88,7 @@ def _train(
             watch.catch_up(read_jsonl_rows(metrics_file.path))
         with loop:
             for step in range(first, stage.steps):
-                with keeper.step(step + 1) as end:
+                with checkpoints.step(step + 1) as end:
                     result = loop.step(step)
                     metrics, rows = reporter.metrics(result), reporter.rows(result)
                     metrics_file.write({"step": step + 1, **metrics})

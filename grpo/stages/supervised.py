@@ -14,8 +14,8 @@ from grpo.data.conversations import imitated, mended_in_words
 from grpo.data.prompt_order import Shuffled, taken
 from grpo.data.sft_batches import Replay, course_of
 from grpo.errors import DataError
-from grpo.evaluation.validation import Watchman, hold_back
-from grpo.resources.checkpointing import Keeper
+from grpo.evaluation.validation import Validator, hold_back
+from grpo.resources.checkpointing import CheckpointSchedule
 from grpo.resources.context import Workplace
 from grpo.run.records import JsonLines
 from grpo.trainer.batch import Batch, make_batch
@@ -77,22 +77,22 @@ def fine_tune(
         if settings.ewc is not None and before is not None:
             measured = taken(Shuffled(len(before), seed, "ewc-"), 0, min(settings.ewc.rows, len(before)))
             trainer.hold_weights(before.batch(measured), settings.ewc.coef)  # before resuming: the anchor is where the stage starts
-        keeper = Keeper(settings, len(course), trainer, work, folder, [metrics_file])
-        watchman = Watchman(settings.validation, held_back, keeper, work, start)
-        saved = keeper.resume("update")
+        checkpoints = CheckpointSchedule(settings, len(course), trainer, work, folder, [metrics_file])
+        validator = Validator(settings.validation, held_back, checkpoints, work, start)
+        saved = checkpoints.resume("update")
         if saved is not None:
             metrics = dict(saved.state["metrics"])
-            watchman.go_on(saved.state)
+            validator.resume(saved.state)
         for update in range(saved.step if saved else 0, len(course)):
             lesson = course[update]
             replayed = replay.beside(lesson) if replay is not None else []
             batch = taught.batch(lesson.rows, before, replayed)
-            with keeper.step(update + 1) as end:
-                learned = trainer.supervised_update(batch, lesson.rate * watchman.standing.rate, lesson.weight_decay)
+            with checkpoints.step(update + 1) as end:
+                learned = trainer.supervised_update(batch, lesson.rate * validator.standing.rate, lesson.weight_decay)
                 counts = {"data/rows_too_long": taught.num_too_long} | ({"data/replayed_rows": len(replayed)} if replay else {})
-                metrics = {**learned, **watchman.after(update + 1, end), **lesson.place, **counts}
+                metrics = {**learned, **validator.after(update + 1, end), **lesson.place, **counts}
                 metrics_file.write({"step": update + 1, **metrics})
-                end.state = partial(_state, metrics, watchman, update + 1)
+                end.state = partial(_state, metrics, validator, update + 1)
                 work.progress.step(update + 1, len(course), metrics)
                 work.trackers.step(folder.name, update + 1, metrics)
         trainer.save(folder / "model")
@@ -116,8 +116,8 @@ def earlier_rows(stage: SftStage | DistillStage, work: Workplace) -> Rows:
     return [row for other in kept_alive(work.recipe, stage) if other.data is not None for row in work.rows(other.data)]
 
 
-def _state(metrics: Mapping[str, float], watchman: Watchman, update: int) -> dict[str, Any]:
-    return {"metrics": metrics, **watchman.state(update)}
+def _state(metrics: Mapping[str, float], validator: Validator, update: int) -> dict[str, Any]:
+    return {"metrics": metrics, **validator.state(update)}
 
 
 def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> Tokenised:

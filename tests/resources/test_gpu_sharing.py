@@ -13,7 +13,7 @@ from grpo.algorithm import GRPO
 from grpo.config import Optimiser, Recipe
 from grpo.errors import TrainingError
 from grpo.resources.context import Workplace
-from grpo.resources.gpu_sharing import Turns
+from grpo.resources.gpu_sharing import GpuSharing
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from grpo.trainer.remote import RemoteTrainer
 from grpo.types import Checkpoint
@@ -31,17 +31,17 @@ Shared = tuple[RolloutPool, RemoteTrainer, list[str]]
 
 @pytest.fixture
 def shared(local_ray: None, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
-    """Real engines and a real trainer that take turns, and who went to sleep or woke, in order."""
+    """Real engines and a real trainer that share a GPU, and who went to sleep or woke, in order."""
     done: list[str] = []
     for owner, name in ((RolloutPool, "engines"), (RemoteTrainer, "trainer")):
         for method in ("sleep", "wake"):
             _note(monkeypatch, owner, method, done, name)
-    turns = Turns()
-    pool = turns.pool = RolloutPool(
-        "hf", EngineSettings(dtype="float32", max_tokens=64, num_threads=1), PoolSettings(backoff_s=0.05), turn=turns.engines
+    sharing = GpuSharing()
+    pool = sharing.pool = RolloutPool(
+        "hf", EngineSettings(dtype="float32", max_tokens=64, num_threads=1), PoolSettings(backoff_s=0.05), turn=sharing.engines
     )
-    turns.trainers()
-    trainer = turns.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1), turn=turns.trainers)
+    sharing.trainers()
+    trainer = sharing.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1), turn=sharing.trainers)
     pool.load_model(tiny_qwen2, version=0)
     yield pool, trainer, done
     trainer.close()
