@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from grpo.config import Validation
-from grpo.evaluation import measure as evaluation
+from grpo.evaluation.measure import measure
 from grpo.resources.checkpointing import CheckpointSchedule, StepEnd
-from grpo.resources.context import Workplace
+from grpo.resources.services import Services
 from grpo.trainer.batch import Batch
 from grpo.types import Checkpoint
 from rollout.pool import RolloutPool
@@ -48,9 +48,9 @@ class Validator:
     """Validates the model of one stage's training. ``held_back`` are the rows to take the loss on; without ``settings`` it does nothing."""
 
     def __init__(
-        self, settings: Validation | None, held_back: Batch | None, checkpoints: CheckpointSchedule, work: Workplace, start: Checkpoint
+        self, settings: Validation | None, held_back: Batch | None, checkpoints: CheckpointSchedule, services: Services, start: Checkpoint
     ):
-        self.settings, self.held_back, self.checkpoints, self.work, self.start = settings, held_back, checkpoints, work, start
+        self.settings, self.held_back, self.checkpoints, self.services, self.start = settings, held_back, checkpoints, services, start
         self.standing = Standing()
         self._pool: RolloutPool | None = None
 
@@ -67,7 +67,7 @@ class Validator:
             standing.rate *= settings.learning_rate_factor
             standing.num_rollbacks += 1
             self.checkpoints.roll_back(standing.best_update, update)
-            self.work.progress.say(
+            self.services.context.progress.say(
                 f"  update {update}: {settings.by} is {abs(look.score):.4g}, and was {abs(standing.best_score):.4g} after update "
                 f"{standing.best_update}; goes on from that model with {standing.rate:g} times the learning rate"
             )
@@ -89,12 +89,12 @@ class Validator:
 
     def _accuracy(self, settings: Validation, update: int) -> Look:
         """The recipe's evaluation, by engines that hold the model of this update."""
-        held_out = self.work.recipe.evaluation
+        held_out = self.services.context.recipe.evaluation
         assert held_out is not None, "the recipe's check lets no such stage through"
         if self._pool is None:
-            self._pool = self.work.pool(self.start)
-        self._pool.sync(lambda: self.checkpoints.trainer.export(update, self.work.recipe.rollout.dtype), update)
-        scores = evaluation.measure(self.work, self._pool, self.start, held_out, None)
+            self._pool = self.services.engines.pool(self.start)
+        self._pool.sync(lambda: self.checkpoints.trainer.export(update, self.services.context.recipe.rollout.dtype), update)
+        scores = measure(self.services, self._pool, self.start, held_out, None)
         metrics = {"validation/accuracy": scores.accuracy, "validation/accuracy_se": scores.accuracy_se}
         return Look(scores.accuracy, _given(settings.tolerance, scores.accuracy_se), metrics)
 

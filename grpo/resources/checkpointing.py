@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import Optimiser
-from grpo.resources.context import Workplace
+from grpo.resources.context import RunContext
 from grpo.run.checkpoints import Checkpoints, Saved
 from grpo.run.folder import CHECKPOINTS
 from grpo.run.records import JsonLines
@@ -31,9 +31,11 @@ class CheckpointSchedule:
     checkpoint is complete once ``finish`` has returned.
     """
 
-    def __init__(self, settings: Optimiser, total: int, trainer: RemoteTrainer, work: Workplace, folder: Path, logs: Sequence[JsonLines]):
-        self.settings, self.total, self.trainer, self.work, self.logs = settings, total, trainer, work, logs
-        self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, work.progress.say)
+    def __init__(
+        self, settings: Optimiser, total: int, trainer: RemoteTrainer, context: RunContext, folder: Path, logs: Sequence[JsonLines]
+    ):
+        self.settings, self.total, self.trainer, self.context, self.logs = settings, total, trainer, context, logs
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, context.progress.say)
         self._unfinished: tuple[int, Mapping[str, Any], Callable[[], Any]] | None = None
 
     def resume(self, unit: str) -> Saved | None:
@@ -42,18 +44,18 @@ class CheckpointSchedule:
         for log in self.logs:
             lost = log.cut(saved.state["logs"][log.path.name] if saved else 0)
             if lost:
-                self.work.progress.say(f"  {log.path} lacks {lost:,} bytes that were written to it; training goes on without them")
+                self.context.progress.say(f"  {log.path} lacks {lost:,} bytes that were written to it; training goes on without them")
         if saved is None:
             return None
         self.trainer.load_state(saved.path, saved.state["trainer"])
-        self.work.progress.say(f"  goes on after {unit} {saved.step} of {self.total}, from {saved.path.name}")
+        self.context.progress.say(f"  goes on after {unit} {saved.step} of {self.total}, from {saved.path.name}")
         return saved
 
     @contextmanager
     def step(self, done: int) -> Iterator[StepEnd]:
         """Wraps step number ``done``. If a checkpoint is due, or the run is stopping, it holds what ``StepEnd.state`` returns."""
         end = StepEnd()
-        with self.work.interruption.held(until_next=done < self.total):  # a step just made is saved by the next, not lost between them
+        with self.context.interruption.held(until_next=done < self.total):  # a step just made is saved by the next, not lost between them
             try:
                 yield end
             except Exception:
@@ -62,13 +64,13 @@ class CheckpointSchedule:
                 raise
             self.finish()
             every = self.settings.checkpoint_every
-            is_last, is_stopping = done == self.total, self.work.interruption.asked_by is not None
+            is_last, is_stopping = done == self.total, self.context.interruption.asked_by is not None
             if is_last or is_stopping or end.must_be_kept or (every is not None and done % every == 0):
                 state = {**end.state(), "logs": {log.path.name: log.num_bytes for log in self.logs}}
                 self._unfinished = (done, state, self.trainer.begin("save_state", self.checkpoints.begin(done)))
             if is_last or is_stopping:
                 self.finish()
-            self.work.interruption.raise_if_asked()
+            self.context.interruption.raise_if_asked()
 
     def roll_back(self, to: int, now: int) -> None:
         """Roll the trainer back to the checkpoint of step ``to``; its place in the schedule stays that of ``now`` updates.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -11,15 +11,17 @@ from pathlib import Path
 from grpo.algorithm import Algorithm, load_algorithm
 from grpo.config import RewardUse, RlStage
 from grpo.data.prompt_order import too_few
-from grpo.evaluation import measure as evaluation
+from grpo.evaluation.measure import measure
+from grpo.evaluation.scores import Scores
 from grpo.resources.checkpointing import CheckpointSchedule
-from grpo.resources.context import Outcome, Workplace
+from grpo.resources.services import Services
 from grpo.rl.context import RlContext
 from grpo.rl.loop import make_loop
 from grpo.rl.prefetch import Poll, rollouts_from_json
 from grpo.rl.step_metrics import StepReporter
 from grpo.run.monitor import Measured, Watch
 from grpo.run.records import JsonLines, read_jsonl_rows
+from grpo.stages.base import Outcome, run_model_stage
 from grpo.trainer.policy_trainer import TrainerSpec
 from grpo.types import Checkpoint
 from rewards import RewardRuntime
@@ -29,31 +31,34 @@ from rollout.types import Prompt
 ALGORITHM_KEYS = ("kl_coef", "kl_in", "clip_low", "clip_high", "importance", "importance_cap", "mask_truncated")
 
 
-def run(stage: RlStage, work: Workplace, folder: Path) -> Outcome:
+def run(stage: RlStage, services: Services, folder: Path) -> Outcome:
     """Train the policy for ``stage.steps`` steps; a step is one rollout and all the updates made from it."""
-    context = RlContext(stage, work.recipe, algorithm_of(stage, work.base), folder, work.progress)
-    start = work.checkpoint(stage.from_)
-    for deviation in deviations(stage, load_algorithm(stage.algorithm, work.base)):
-        work.progress.say(f"  {stage.algorithm}: {deviation}")
-    prompts = work.prompts(stage.prompts, work.tokenizer(start.path), stage.max_prompt_tokens, is_endless=True)
+    context = RlContext(stage, services.context.recipe, algorithm_of(stage, services.context.base), folder, services.context.progress)
+    start = services.context.checkpoint(stage.from_)
+    for deviation in deviations(stage, load_algorithm(stage.algorithm, services.context.base)):
+        services.context.progress.say(f"  {stage.algorithm}: {deviation}")
+    prompts = services.prompts.prompts(stage.prompts, services.prompts.tokenizer(start.path), stage.max_prompt_tokens, is_endless=True)
     if prompts.num_too_long:
-        work.progress.say(f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
+        services.context.progress.say(
+            f"  left out {prompts.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}"
+        )
     if warning := too_few(stage, len(prompts.prompts)):
-        work.progress.say(f"  {warning}")
-    with work.rewards(stage.rewards) as rewards:
-        work.try_rewards(rewards, prompts.prompts)
-        before = evaluation.measure_checkpoint(work, start)
-        baseline = None if before is None else Measured(before.accuracy, before.accuracy_se, 0)
-        metrics = _train(context, work, start, rewards, prompts.prompts, baseline)
-    made = Checkpoint(folder / "model")
-    work.artifacts[stage.name] = made
-    after = evaluation.measure_checkpoint(work, made)
-    scores = evaluation.summary(after, before) if after is not None else {}
-    return Outcome(made, {**scores, **{f"last/{name}": value for name, value in metrics.items() if not name.startswith("eval/")}})
+        services.context.progress.say(f"  {warning}")
+    with ExitStack() as reward_processes:
+        rewards = reward_processes.enter_context(services.context.rewards(stage.rewards))
+        services.prompts.try_rewards(rewards, prompts.prompts)
+
+        def train(before: Scores | None) -> Mapping[str, float]:
+            baseline = None if before is None else Measured(before.accuracy, before.accuracy_se, 0)
+            with reward_processes.pop_all():  # they end before the new model is measured
+                metrics = _train(context, services, start, rewards, prompts.prompts, baseline)
+            return {f"last/{name}": value for name, value in metrics.items() if not name.startswith("eval/")}
+
+        return run_model_stage(stage.name, start, services, folder, train)
 
 
 def _train(
-    context: RlContext, work: Workplace, start: Checkpoint, rewards: RewardRuntime, prompts: Sequence[Prompt], baseline: Measured | None
+    context: RlContext, services: Services, start: Checkpoint, rewards: RewardRuntime, prompts: Sequence[Prompt], baseline: Measured | None
 ) -> dict[str, float]:
     """Run all steps that are left, and save the model. Returns the last step's metrics."""
     stage, folder = context.stage, context.folder
@@ -63,19 +68,19 @@ def _train(
         context.total_updates,
         context.algorithm,
         context.sampling,
-        work.num_threads,
+        services.context.num_threads,
         context.seed,
-        work.recipe.trainer,
+        services.context.recipe.trainer,
     )
     with ExitStack() as stack:
-        trainer = stack.enter_context(work.trainer(spec))
+        trainer = stack.enter_context(services.trainers.trainer(spec))
         files = [stack.enter_context(JsonLines(folder / f"{name}.jsonl")) for name in ("metrics", "samples", "alarms")]
         metrics_file, samples_file, alarms_file = files
-        checkpoints = CheckpointSchedule(stage, stage.steps, trainer, work, folder, files)
-        pool = work.pool(start)
+        checkpoints = CheckpointSchedule(stage, stage.steps, trainer, services.context, folder, files)
+        pool = services.engines.pool(start)
         saved = checkpoints.resume("step")
         first, kept = (saved.step, rollouts_from_json(saved.state["ahead"])) if saved is not None else (0, [])
-        evaluate = partial(_evaluate, work, pool, start)
+        evaluate = partial(_evaluate, services, pool, start)
         loop = make_loop(context, trainer, pool, rewards, prompts, evaluate, checkpoints.finish, first, kept)
         reporter = StepReporter(context, rewards, trainer, pool)
         watch = watch_over(rewards, stage.rewards, baseline)
@@ -95,20 +100,20 @@ def _train(
                     samples_file.write_all(rows)
                     for alarm in watch.step(step + 1, metrics):
                         alarms_file.write(vars(alarm))
-                        work.progress.say(f"  alarm, step {step + 1}: {alarm.text}")
+                        services.context.progress.say(f"  alarm, step {step + 1}: {alarm.text}")
                     end.state = partial(loop.state, step, metrics)
-                    work.progress.step(step + 1, stage.steps, metrics)
-                    work.trackers.step(folder.name, step + 1, metrics, rows)
+                    services.context.progress.step(step + 1, stage.steps, metrics)
+                    services.context.trackers.step(folder.name, step + 1, metrics, rows)
         trainer.save(folder / "model")
     return metrics
 
 
-def _evaluate(work: Workplace, pool: RolloutPool, model: Checkpoint, poll: Poll) -> dict[str, float]:
+def _evaluate(services: Services, pool: RolloutPool, model: Checkpoint, poll: Poll) -> dict[str, float]:
     """The recipe's evaluation of the engines' present weights, whose tokenizer is that of ``model``."""
-    settings = work.recipe.evaluation
+    settings = services.context.recipe.evaluation
     if settings is None:
         return {}
-    scores = evaluation.measure(work, pool, model, settings, None, poll)
+    scores = measure(services, pool, model, settings, None, poll)
     return {**scores.metrics(), "eval/accuracy_se": scores.accuracy_se, "eval/lenient_se": scores.lenient_se}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config import Recipe
+from grpo.errors import EngineError
 
 GIB = 2**30
 DRIVER_BYTES = 5 * GIB // 2  # the driver, Ray, reward processes
@@ -28,6 +29,29 @@ class Machine:
         """The share of a GPU for each engine and each trainer rank: a whole one if there are enough, otherwise equal parts."""
         actors = recipe.rollout.workers + recipe.trainer.ranks
         return 1.0 / math.ceil(actors / self.num_gpus) if self.num_gpus else 0.0
+
+    def checked_gpu_share(self, recipe: Recipe) -> float:
+        """``gpu_share``, where engines over several GPUs share theirs with nobody.
+
+        Raises EngineError if there are too few GPUs, or too many for weights to stay on one.
+        """
+        if recipe.rollout.transport == "cuda_ipc" and self.num_gpus != 1:
+            raise EngineError(
+                f"rollout.transport: cuda_ipc needs engines and trainer on one GPU, and Ray has {self.num_gpus}; write host, or nixl"
+            )
+        if (each := recipe.rollout.gpus_per_worker) > 1:
+            needed = each * recipe.rollout.workers + recipe.trainer.ranks
+            if needed > self.num_gpus:
+                raise EngineError(
+                    f"rollout.workers x gpus_per_worker and trainer.ranks need {needed} GPUs, and there are {self.num_gpus}; lower one of them"
+                )
+            return 1.0
+        return self.gpu_share(recipe)
+
+    def gpus_of_engine(self, recipe: Recipe) -> float:
+        """The GPUs, or the share of one, that a rollout worker reserves."""
+        each = recipe.rollout.gpus_per_worker
+        return self.checked_gpu_share(recipe) if each == 1 else each
 
     def is_colocated(self, recipe: Recipe) -> bool:
         """Whether engines and trainer share one device in sleep mode: only the side that works holds more there than its processes take.

@@ -12,7 +12,7 @@ import pytest
 
 from grpo.algorithm import load_algorithm
 from grpo.config import Recipe
-from grpo.resources.context import Workplace
+from grpo.resources.services import Services
 from grpo.rl.context import RlContext
 from grpo.rl.loop import make_loop
 from grpo.rl.step_metrics import StepReporter
@@ -87,9 +87,9 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
                 "stages": [{**stage, "rewards": [{"use": "./letters.py:letters"}], **keys}],
             }
         )
-        work = Workplace(recipe, tmp_path, tmp_path / "run", {}, Heard())
-        prompts = work.prompts(recipe.stages[0].prompts, work.tokenizer(tiny_qwen2), 64, is_endless=True).prompts
-        context = RlContext(recipe.stages[0], recipe, load_algorithm("grpo", tmp_path), tmp_path, work.progress)  # type: ignore[arg-type]
+        services = Services.of(recipe, tmp_path, tmp_path / "run", {}, Heard())
+        prompts = services.prompts.prompts(recipe.stages[0].prompts, services.prompts.tokenizer(tiny_qwen2), 64, is_endless=True).prompts
+        context = RlContext(recipe.stages[0], recipe, load_algorithm("grpo", tmp_path), tmp_path, services.context.progress)  # type: ignore[arg-type]
         return Steps(context, runtime, prompts, first)
 
     with runtime:
