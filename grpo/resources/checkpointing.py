@@ -13,7 +13,7 @@ from grpo.resources.context import RunContext
 from grpo.run.checkpoints import Checkpoints, Saved
 from grpo.run.folder import CHECKPOINTS
 from grpo.run.records import JsonLines
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 
 
 @dataclass
@@ -32,7 +32,7 @@ class CheckpointSchedule:
     """
 
     def __init__(
-        self, settings: Optimiser, total: int, trainer: RemoteTrainer, context: RunContext, folder: Path, logs: Sequence[JsonLines]
+        self, settings: Optimiser, total: int, trainer: TrainerClient, context: RunContext, folder: Path, logs: Sequence[JsonLines]
     ):
         self.settings, self.total, self.trainer, self.context, self.logs = settings, total, trainer, context, logs
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, context.progress.say)
@@ -67,7 +67,7 @@ class CheckpointSchedule:
             is_last, is_stopping = done == self.total, self.context.interruption.asked_by is not None
             if is_last or is_stopping or end.must_be_kept or (every is not None and done % every == 0):
                 state = {**end.state(), "logs": {log.path.name: log.num_bytes for log in self.logs}}
-                self._unfinished = (done, state, self.trainer.begin("save_state", self.checkpoints.begin(done)))
+                self._unfinished = (done, state, self.trainer.begin_save_state(self.checkpoints.begin(done)))
             if is_last or is_stopping:
                 self.finish()
             self.context.interruption.raise_if_asked()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from rollout.pool import RolloutPool
 
 
@@ -13,7 +13,7 @@ class GpuSharing:
 
     def __init__(self) -> None:
         self.pool: RolloutPool | None = None
-        self.trainer: RemoteTrainer | None = None
+        self.trainer: TrainerClient | None = None
         self._changing = threading.Lock()
 
     def engines(self) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from grpo.resources.context import RunContext
 from grpo.resources.engines import cluster_machine
 from grpo.resources.gpu_sharing import GpuSharing
+from grpo.trainer.client import TrainerClient
 from grpo.trainer.policy_trainer import TrainerSpec
 from grpo.trainer.remote import RemoteTrainer
 
@@ -17,7 +18,7 @@ class Trainers:
         self.context, self._sharing = context, sharing
 
     @contextmanager
-    def trainer(self, spec: TrainerSpec) -> Iterator[RemoteTrainer]:
+    def trainer(self, spec: TrainerSpec) -> Iterator[TrainerClient]:
         recipe, machine = self.context.recipe, cluster_machine()
         is_colocated = machine.is_colocated(recipe)
         turn = self._sharing.trainers if is_colocated else lambda: None

@@ -17,7 +17,7 @@ from grpo.rl.rollouts import Rollouts
 from grpo.rl.scorer import GroupScorer
 from grpo.rl.updates import PolicyUpdates
 from grpo.rl.weight_push import Evaluate, WeightPusher
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from grpo.types import Group
 from rewards import RewardRuntime
 from rollout.pool import RolloutPool
@@ -164,7 +164,7 @@ class RlLoop:
 
 def make_loop(
     context: RlContext,
-    trainer: RemoteTrainer,
+    trainer: TrainerClient,
     pool: RolloutPool,
     rewards: RewardRuntime,
     prompts: Sequence[Prompt],

@@ -12,7 +12,7 @@ from grpo.config import Tags
 from grpo.data.prompt_order import source_of
 from grpo.rl.context import RlContext
 from grpo.rl.loop import StepResult
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from grpo.types import Group, Sample
 from rewards import RewardRuntime
 from rewards.rules.extract import answer_text, think_text
@@ -31,7 +31,7 @@ MAX_TEXTS_READ = 256
 class StepReporter:
     """Derives metrics and rows from a StepResult, before the next step is made."""
 
-    def __init__(self, context: RlContext, rewards: RewardRuntime, trainer: RemoteTrainer, pool: RolloutPool):
+    def __init__(self, context: RlContext, rewards: RewardRuntime, trainer: TrainerClient, pool: RolloutPool):
         self.context, self.rewards, self.trainer, self.pool = context, rewards, trainer, pool
 
     def metrics(self, result: StepResult) -> dict[str, float]:

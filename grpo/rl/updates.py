@@ -12,7 +12,7 @@ from grpo.errors import TrainingError
 from grpo.rl.advantages import group_advantages, is_scored
 from grpo.rl.context import RlContext
 from grpo.trainer.batch import Batch, batch_of_groups, make_batch
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from grpo.types import Group
 from rollout.types import Completion, Prompt
 
@@ -25,7 +25,7 @@ MAX_FIRST_GAP = 0.15  # SmolLM2 in bfloat16 has 0.04; a layer of stale weights, 
 class PolicyUpdates:
     """Makes mini-batches and updates the policy with them. ``num_updates`` counts the optimizer steps of the stage."""
 
-    def __init__(self, context: RlContext, trainer: RemoteTrainer):
+    def __init__(self, context: RlContext, trainer: TrainerClient):
         self.context, self.trainer, self.algorithm = context, trainer, context.algorithm
         self.num_updates = 0
         self.max_logprob_gap = float("inf")

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo.rl.context import RlContext
 from grpo.rl.prefetch import Poll, RolloutPrefetcher, WeightPush
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from rollout.pool import RolloutPool
 from rollout.types import Prompt
 
@@ -20,7 +20,7 @@ class WeightPusher:
     evaluate   measures the engines' weights; calls its argument now and then, which may raise to end it
     """
 
-    def __init__(self, context: RlContext, trainer: RemoteTrainer, pool: RolloutPool, prefetcher: RolloutPrefetcher, evaluate: Evaluate):
+    def __init__(self, context: RlContext, trainer: TrainerClient, pool: RolloutPool, prefetcher: RolloutPrefetcher, evaluate: Evaluate):
         self.context, self.trainer, self.pool = context, trainer, pool
         self._prefetcher, self._evaluate = prefetcher, evaluate
         self.version = 0

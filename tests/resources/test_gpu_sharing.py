@@ -81,7 +81,7 @@ def test_a_checkpoint_is_written_while_engines_draw(shared: Shared, tmp_path: Pa
     trainer.policy_update(batch_with(2))
     draw(pool)
     asleep = list(done)
-    wait = trainer.begin("save_state", tmp_path)
+    wait = trainer.begin_save_state(tmp_path)
     draw(pool)
     assert wait()["num_updates"] == 1 and trainer.memory_bytes()["trainer"] > 0
     assert list(tmp_path.glob("*.safetensors")) and done == asleep

@@ -51,9 +51,9 @@ class Near:
         self.seen.append((batch, *pace))
         return self.trainer.supervised_update(batch, *pace)
 
-    def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        result = getattr(self.trainer, method)(*arguments)
-        return lambda: result
+    def begin_save_state(self, folder: Path) -> Callable[[], Any]:
+        numbers = self.trainer.save_state(folder)
+        return lambda: numbers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
