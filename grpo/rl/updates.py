@@ -122,7 +122,7 @@ def masked_batch(algorithm: Algorithm, batch: Batch, groups: Sequence[Group]) ->
         finishes = [s.completion.finish for group in groups for s in group.samples if s.reward is not None]
         batch = batch.without_tokens_of(np.array([finish == "length" for finish in finishes]))
     if algorithm.mask_equal_groups:
-        moved = np.unique(batch.group[batch.advantages != 0])
+        moved = np.unique(batch.group[(batch.advantages != 0).any(axis=1)])
         batch = batch.without_tokens_of(~np.isin(batch.group, moved))
     return batch
 
