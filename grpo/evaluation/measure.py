@@ -64,13 +64,13 @@ def measure(
     model: Checkpoint,
     settings: Evaluation,
     items_path: Path | None,
-    meanwhile: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Sample with the engine's current weights and grade. ``model`` gives the tokenizer; ``meanwhile`` is called now and then, and may raise."""
+    """Sample with the engine's current weights and grade. ``model`` gives the tokenizer; ``poll`` is called now and then, and may raise."""
 
     def progress(done: int, total: int) -> None:
         services.context.progress.doing(f"evaluating: {done}/{total} samples")
-        meanwhile()
+        poll()
 
     tokenizer = services.prompts.tokenizer(model.path)
     room = services.engines.prompt_limit(settings, model)
@@ -113,7 +113,7 @@ def grade(
     with services.context.rewards(named) as runtime:
         scored = runtime.score(inputs)
         votes = votes_of(runtime, inputs, [judged.parts["accuracy"] for judged in scored], services.context.recipe.tags.answer)
-    flat = [(prompt, completion) for prompt, drawn in zip(prompts, completions, strict=True) for completion in drawn]
+    flat = [(prompt, completion) for prompt, samples in zip(prompts, completions, strict=True) for completion in samples]
     items = []
     for (prompt, completion), judged, vote in zip(flat, scored, votes, strict=True):
         parts = judged.parts

@@ -124,6 +124,6 @@ class Engines:
         return int(min(512, room))
 
     def _longest_completion(self) -> int:
-        drawn = [stage.max_completion_tokens for stage in self.context.recipe.stages if hasattr(stage, "max_completion_tokens")]
-        drawn += [settings.max_completion_tokens for settings in self._evaluations()]
-        return max(drawn, default=256)
+        lengths = [stage.max_completion_tokens for stage in self.context.recipe.stages if hasattr(stage, "max_completion_tokens")]
+        lengths += [settings.max_completion_tokens for settings in self._evaluations()]
+        return max(lengths, default=256)

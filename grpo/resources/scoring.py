@@ -25,8 +25,8 @@ def score_inputs(prompts: Sequence[Prompt], completions: Sequence[Sequence[Compl
             },
             group=number,
         )
-        for number, (prompt, drawn) in enumerate(zip(prompts, completions, strict=True))
-        for completion in drawn
+        for number, (prompt, samples) in enumerate(zip(prompts, completions, strict=True))
+        for completion in samples
     ]
 
 
@@ -42,8 +42,8 @@ def score_groups(
     """
     scored = iter(runtime.score(score_inputs(prompts, completions), weights))
     groups = []
-    for prompt, drawn in zip(prompts, completions, strict=True):
-        judged = [(completion, next(scored)) for completion in drawn]
+    for prompt, sampled in zip(prompts, completions, strict=True):
+        judged = [(completion, next(scored)) for completion in sampled]
         samples = (Sample(prompt.id, completion, score.reward, score.parts, score.notes) for completion, score in judged)
         groups.append(Group(prompt, tuple(samples)))
     return groups

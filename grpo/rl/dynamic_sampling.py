@@ -47,14 +47,13 @@ class Refilled:
         if not self.unfilled:
             return None
         filled = len(self.groups) - self.unfilled
-        stuck = [reward for group in (*self.groups[filled:], *self.replaced) if (reward := mean_reward(group)) is not None]
-        told = [reward for group in self.groups[:filled] if (reward := mean_reward(group)) is not None]
-        at = f"; groups of equal rewards are at {np.mean(stuck):.2f} on average" if stuck else "; nobody could judge them"
-        others = f", the others at {np.mean(told):.2f}" if told and stuck else ""
+        alike = [reward for group in (*self.groups[filled:], *self.replaced) if (reward := mean_reward(group)) is not None]
+        varied = [reward for group in self.groups[:filled] if (reward := mean_reward(group)) is not None]
+        others = f", others {np.mean(varied):.2f}" if varied else ""
+        scored = f"mean reward {np.mean(alike):.2f}{others}" if alike else "no reward could score them"
         return (
-            f"{self.unfilled} of {len(self.groups)} groups teach nothing after {self.rounds} extra rounds, because their rewards are equal{at}"
-            f"{others}: prompts are too easy where that is the best reward there is, too hard where it is the worst; "
-            "filters: {min_pass_rate, max_pass_rate} leaves such prompts out"
+            f"{self.unfilled} of {len(self.groups)} groups have zero reward variance after {self.rounds} extra rounds ({scored}). "
+            "If their prompts are too easy or too hard, leave them out with filters: {min_pass_rate, max_pass_rate}."
         )
 
 

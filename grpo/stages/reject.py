@@ -1,4 +1,4 @@
-"""Rejection sampling: draw several completions of each prompt, keep what is right and readable, write it down as a dataset."""
+"""Rejection sampling: several completions of each prompt, of which the right and readable ones become a dataset."""
 
 from __future__ import annotations
 

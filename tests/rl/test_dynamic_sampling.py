@@ -1,4 +1,4 @@
-"""Groups that teach nothing are replaced, a bounded number of times, and every prompt is counted once."""
+"""Zero-variance groups are replaced, a bounded number of times, and every prompt is counted once."""
 
 from __future__ import annotations
 
@@ -78,15 +78,12 @@ def test_data_too_easy_or_too_hard_end_after_the_last_round_with_a_full_step_and
     run = Run([rewards] * 100, per_step=4, max_rounds=3)
     refilled = run.step()
     assert (len(refilled.groups), refilled.rounds, refilled.position, refilled.unfilled) == (4, 3, 16, 4)
-    assert (
-        f"4 of 4 groups teach nothing after 3 extra rounds, because their rewards are equal; groups of equal rewards are at {mean}"
-        in str(refilled.warning())
-    )
+    assert f"4 of 4 groups have zero reward variance after 3 extra rounds (mean reward {mean})" in str(refilled.warning())
     assert run.step().position == 32
 
 
 def test_groups_that_nobody_could_judge_are_replaced_and_called_so() -> None:
-    assert "nobody could judge them" in str(Run([UNJUDGED] * 9, per_step=2, max_rounds=1).step().warning())
+    assert "(no reward could score them)" in str(Run([UNJUDGED] * 9, per_step=2, max_rounds=1).step().warning())
 
 
 def test_no_prompt_is_drawn_twice_in_a_step_even_where_there_are_few() -> None:
