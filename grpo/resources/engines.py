@@ -9,7 +9,8 @@ from pathlib import Path
 
 import ray
 
-from grpo.config import EvalStage, Evaluation
+from grpo.config import Evaluation
+from grpo.config.sequence_lengths import evaluations_of, longest_completion, longest_prompt
 from grpo.errors import DataError
 from grpo.resources.context import RunContext
 from grpo.resources.gpu_sharing import GpuSharing
@@ -82,8 +83,8 @@ class Engines:
     @cached_property
     def engine_tokens(self) -> int:
         """The longest sequence of any stage or evaluation: one engine serves them all."""
-        longest = self.longest_prompt() + self._longest_completion()
-        for settings in self._evaluations():
+        longest = self.longest_prompt() + longest_completion(self.context.recipe)
+        for settings in evaluations_of(self.context.recipe):
             source = self.context.recipe.data.get(settings.prompts)
             if source is None or source.measured_in is not None:  # its rows are known once a stage has run
                 continue
@@ -103,27 +104,12 @@ class Engines:
             return settings.max_prompt_tokens
         return (positions_of_model(model.path) or math.inf) - settings.max_completion_tokens
 
-    def _evaluations(self) -> list[Evaluation]:
-        own = [stage.evaluation for stage in self.context.recipe.stages if isinstance(stage, EvalStage)]
-        return [settings for settings in (self.context.recipe.evaluation, *own) if settings is not None]
-
     def longest_prompt(self) -> int:
-        """The longest prompt that any stage samples; where none says, 512 tokens, or what the model has room for beside a completion.
-
-        Raises DataError where that is nothing.
-        """
-        stated = [stage.max_prompt_tokens for stage in self.context.recipe.stages if hasattr(stage, "max_prompt_tokens")]
-        if stated:
-            return max(stated)
-        positions = positions_of_model(self.context.checkpoint("base").path) or math.inf
-        room = positions - self._longest_completion()
-        if room < 1:
+        """The longest prompt that any stage samples. Raises DataError if completions leave no room for one."""
+        positions, completion = positions_of_model(self.context.checkpoint("base").path), longest_completion(self.context.recipe)
+        longest = longest_prompt(self.context.recipe, positions)
+        if longest < 1:
             raise DataError(
-                f"max_completion_tokens = {self._longest_completion()} leaves no room for a prompt: the model has {positions} positions; lower it"
+                f"max_completion_tokens = {completion} leaves no room for a prompt: the model has {positions} positions; lower it"
             )
-        return int(min(512, room))
-
-    def _longest_completion(self) -> int:
-        lengths = [stage.max_completion_tokens for stage in self.context.recipe.stages if hasattr(stage, "max_completion_tokens")]
-        lengths += [settings.max_completion_tokens for settings in self._evaluations()]
-        return max(lengths, default=256)
+        return longest
