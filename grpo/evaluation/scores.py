@@ -14,7 +14,7 @@ from grpo.errors import TrainingError
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one model on one set of problems. ``accuracy``: right and well-formed; ``lenient``: right, whatever the form."""
+    """The scores of one model on one set of problems. ``accuracy``: right and well-formed; ``lenient``: right, whatever the form."""
 
     accuracy: float
     accuracy_se: float

@@ -14,11 +14,14 @@ from grpo.trainer.remote import RemoteTrainer
 
 
 class Trainers:
+    """Makes trainers. The GPU arithmetic is Machine's."""
+
     def __init__(self, context: RunContext, sharing: GpuSharing):
         self.context, self._sharing = context, sharing
 
     @contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[TrainerClient]:
+        """A trainer, whose processes end with the context."""
         recipe, machine = self.context.recipe, cluster_machine()
         is_colocated = machine.is_colocated(recipe)
         turn = self._sharing.trainers if is_colocated else lambda: None

@@ -19,8 +19,8 @@ def group_advantages(
 ) -> np.ndarray:
     """[P, G]: the algorithm's advantage of each sample; 0 for samples without a reward, which no batch will hold.
 
-    ``weights`` are the rewards' by name. kl_coef times ``kl_PG`` is taken from the sum of a sample's rewards; where the algorithm
-    normalises each reward by itself, minus the divergence is one reward more, with the weight kl_coef.
+    ``weights`` are the rewards' weights by name. kl_coef times ``kl_PG`` is subtracted from the sum of a sample's rewards; where the algorithm
+    normalises each reward by itself, minus the KL is one more reward, with the weight kl_coef.
     """
     scored_PG = torch.from_numpy(is_scored(groups))
 
@@ -47,7 +47,7 @@ def group_advantages(
 
 
 def _check_finite(algorithm: Algorithm, groups: Sequence[Group], advantages_PG: torch.Tensor) -> None:
-    """Raises TrainingError for the first group whose advantages are no numbers: the gradient would be none, and name no reward."""
+    """Raises TrainingError for the first group whose advantages are not finite: the gradient's own error would name no reward."""
     for group, advantages_G in zip(groups, advantages_PG, strict=True):
         if not advantages_G.isfinite().all():
             rewards = ", ".join("none" if sample.reward is None else f"{sample.reward:g}" for sample in group.samples[:16])
@@ -58,7 +58,7 @@ def _check_finite(algorithm: Algorithm, groups: Sequence[Group], advantages_PG: 
 
 
 def has_signal(algorithm: Algorithm, group: Group, weights: Mapping[str, float]) -> bool:
-    """Do the group's rewards give any of its samples an advantage? A divergence, in the loss or in the reward, is no reason to keep a group."""
+    """Whether the group's rewards give any of its samples an advantage. A KL penalty, in the loss or in the reward, is no reason to keep a group."""
     return bool(group_advantages(algorithm, [group], weights).any())
 
 
@@ -73,7 +73,7 @@ def _table(groups: Sequence[Group], value_of: Callable[[Sample], float | None]) 
 
 
 def _size(terms: Sequence[torch.Tensor], scored_PG: torch.Tensor) -> torch.Tensor:
-    """[P, G]: the sum of the terms' absolute values; a term that is not known counts for nothing."""
+    """[P, G]: the sum of the terms' absolute values; an unknown term counts as 0."""
     return sum((term.nan_to_num(0.0).abs() for term in terms), torch.zeros(scored_PG.shape, dtype=torch.float64))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from grpo.data.prompt_order import prompt_order, taken
 from grpo.rl.context import RlContext
 from grpo.rl.prefetch import Poll, RolloutPrefetcher, StepRollout
+from rollout.dispatcher import Progress
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt
 
@@ -63,7 +64,7 @@ class Rollouts:
         probes = list(self.prompts[:num_prompts])
         return probes, self._sample(probes, num_samples, -1, lambda *_: None)
 
-    def _sample(self, prompts: Sequence[Prompt], num_samples: int, step: int, report: object) -> list[list[Completion]]:
+    def _sample(self, prompts: Sequence[Prompt], num_samples: int, step: int, report: Progress) -> list[list[Completion]]:
         return self.pool.sample(
             prompts,
             num_samples,
@@ -71,5 +72,5 @@ class Rollouts:
             seed=self.context.seed,
             step=step,
             deadline_s=self.context.recipe.rollout.deadline_s,
-            progress=report,  # type: ignore[arg-type]
+            progress=report,
         )

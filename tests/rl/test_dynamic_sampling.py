@@ -43,8 +43,8 @@ class Run:
 
     def step(self) -> Refilled:
         groups = self.draw(self.prompts_at(self.position, self.per_step))
-        is_equal = lambda group: not has_signal(GRPO, group, {})  # noqa: E731
-        refilled = refill(groups, self.prompts_at, self.draw, is_equal, self.position + self.per_step, self.max_rounds)
+        has_zero_variance = lambda group: not has_signal(GRPO, group, {})  # noqa: E731
+        refilled = refill(groups, self.prompts_at, self.draw, has_zero_variance, self.position + self.per_step, self.max_rounds)
         self.position = refilled.position
         return refilled
 
