@@ -160,8 +160,8 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
 
     from grpo.algorithm import GRPO
     from grpo.config import Recipe
-    from grpo.stages.rl import RlLoop
-    from grpo.types import Checkpoint
+    from grpo.rl.context import RlContext
+    from grpo.rl.loop import make_loop
     from rewards import RewardRuntime, RewardSpec
     from rollout.engines.base import EngineSettings
     from rollout.pool import PoolSettings, RolloutPool
@@ -185,11 +185,12 @@ def loop_of(staleness: int, folder: Path, model: Path, seconds: float, steps: in
     prompts = requests_of(argparse.Namespace(prompts=4, tokens=8), 0)[0]
     prompts = [replace(prompt, columns={"prompt": "none"}) for prompt in prompts]
     trainer = SleepingTrainer(seconds, pool)
-    work: Any = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(doing=lambda *_: None, say=lambda *_: None))
+    progress: Any = SimpleNamespace(doing=lambda *_: None, say=lambda *_: None)
+    context = RlContext(recipe.stages[0], recipe, GRPO, folder, progress)  # type: ignore[arg-type]
     with RewardRuntime([RewardSpec("./size.py:size")], deadline_s=5.0, base=folder) as rewards:
-        loop = RlLoop(recipe.stages[0], work, folder, GRPO, Checkpoint(model), trainer, pool, rewards, prompts)  # type: ignore[arg-type]
-        with loop.drawing():
-            found = [loop.step(step)[0]["time/step_s"] for step in range(steps)]
+        loop = make_loop(context, trainer, pool, rewards, prompts)  # type: ignore[arg-type]
+        with loop:
+            found = [loop.step(step).times["time/step_s"] for step in range(steps)]
     pool.close()
     return statistics.median(found[1:-1]), trainer.rollouts_begun
 

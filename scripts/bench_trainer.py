@@ -152,7 +152,7 @@ def naive_update(trainer: Any, batch: Any) -> None:
                 logits = trainer.model(tokens[rows], attention_mask=mask[rows].long(), use_cache=False).logits
             logprobs = (logits.float() / trainer.spec.temperature).log_softmax(-1)
             taken = logprobs[:, :-1].gather(-1, tokens[rows, 1:, None]).squeeze(-1)
-            advantages = torch.from_numpy(batch.advantages).to(device)[rows, None].float()
+            advantages = torch.from_numpy(batch.advantages).to(device)[rows, 1:].float()
             weights = torch.from_numpy(batch.weights).to(device)[rows, 1:].float()
             (clipped_surrogate(taken - taken.detach(), advantages, 0.2, 0.2) * weights).sum().backward()
     trainer._step()

@@ -104,19 +104,19 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
             progress.say(warning)
         settled = _settled_before(loaded, run, plan)
         artifacts: dict[str, Artifact] = {}
-        from grpo.resources.context import Workplace
+        from grpo.resources.services import Services
         from grpo.resources.token_budgets import settle_all
         from grpo.stages import runner_of
 
         current: PlannedStage | None = None
-        work = Workplace(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption)
+        services = Services.of(recipe, loaded.base.resolve(), run.path, artifacts, progress, interruption=interruption)
         try:
             if run.summary() is not None:
                 _write_summary(loaded, run, plan, "running")  # how an earlier start ended is over
             record_start(run.path, loaded.base)
             start_ray()
-            artifacts["base"] = _model(recipe.model, "base", work)
-            settled = settle_all(recipe, work.base, artifacts["base"].path, settled)
+            artifacts["base"] = _model(recipe.model, "base", services)
+            settled = settle_all(recipe, services.context.base, artifacts["base"].path, settled)
             write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
             for planned in plan:
                 if planned.is_done:
@@ -124,7 +124,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
                     artifacts.update(_made_by(run, planned))
                     continue
                 current = planned
-                _run_stage(planned, run, work, runner_of(planned.stage.kind), settled)
+                _run_stage(planned, run, services, runner_of(planned.stage.kind), settled)
                 current = None
                 write_text(run.path / "recipe.yaml", resolved_yaml(loaded, settled))
                 _write_summary(loaded, run, plan, "running")
@@ -136,13 +136,13 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
                     _write_summary(loaded, run, plan, "failed", error, current)
             raise
         finally:
-            work.close()
+            services.close()
         summary = _write_summary(loaded, run, plan, "complete")
         progress.say(f"{recipe.name}: complete, see {run.path / 'report.html'}")
     return summary
 
 
-def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, settled: dict[str, int]) -> None:
+def _run_stage(planned: PlannedStage, run: RunFolder, services: Any, runner: Any, settled: dict[str, int]) -> None:
     """Run it and leave its record. ``settled`` holds tokens_per_device by stage; a stage whose model is made here adds its own."""
     stage = planned.stage
     folder = run.stage(planned.number, stage.name)
@@ -150,23 +150,31 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
         shutil.rmtree(folder, ignore_errors=True)  # an attempt with nothing to go on from: its inputs are intact, so it is made again
     folder.mkdir(parents=True, exist_ok=True)
     earlier = (run.start(planned.number, stage.name) or {}).get("origins")
-    origins = origins_of(stage, work.recipe, work.base, {name: artifact.path for name, artifact in work.artifacts.items()}, earlier)
+    origins = origins_of(
+        stage,
+        services.context.recipe,
+        services.context.base,
+        {name: artifact.path for name, artifact in services.context.artifacts.items()},
+        earlier,
+    )
     made_from = {"fingerprint": planned.fingerprint, "identity": dict(planned.identity), "origins": origins}
-    run.write_start(planned.number, stage.name, {**made_from, "places": places(work.recipe)})
+    run.write_start(planned.number, stage.name, {**made_from, "places": places(services.context.recipe)})
     started = time.monotonic()
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
-        work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
-    work.progress.stage(planned.number, stage.name, stage.kind, f"from {planned.start}: {planned.sizes}")
+        services.context.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", services)
+    services.context.progress.stage(planned.number, stage.name, stage.kind, f"from {planned.start}: {planned.sizes}")
     if isinstance(stage, SftStage | RlStage | DistillStage) and stage.tokens_per_device is None:
         if stage.name not in settled:
             from grpo.resources.token_budgets import tokens_per_device
 
             start = stage.from_ if isinstance(stage.from_, str) else f"{stage.name}_student"
-            settled[stage.name] = tokens_per_device(stage, work.recipe, work.base, work.artifacts[start].path)
+            settled[stage.name] = tokens_per_device(
+                stage, services.context.recipe, services.context.base, services.context.artifacts[start].path
+            )
         stage = stage.model_copy(update={"tokens_per_device": settled[stage.name]})
-    outcome = runner(stage, work, folder)
+    outcome = runner(stage, services, folder)
     if outcome.artifact is not None:
-        work.artifacts[stage.name] = outcome.artifact
+        services.context.artifacts[stage.name] = outcome.artifact
     record_stage(folder, planned.inputs, outcome.artifact.path if outcome.artifact is not None else None)
     seconds = time.monotonic() - started
     output = outcome.artifact.path.relative_to(run.path).as_posix() if outcome.artifact is not None else None
@@ -182,8 +190,8 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     }
     run.write_record(planned.number, stage.name, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of training is its model
-    work.trackers.step(f"{folder.name}/result", 0, outcome.metrics)
-    work.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
+    services.context.trackers.step(f"{folder.name}/result", 0, outcome.metrics)
+    services.context.progress.say(f"  done in {seconds:.0f} s{_result(outcome.metrics)}")
 
 
 def _settled_before(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, int]:
@@ -211,12 +219,12 @@ def _result(metrics: Any) -> str:
     return ""
 
 
-def _model(model: str | MadeModel | PretrainedModel, name: str, work: Any) -> Checkpoint:
+def _model(model: str | MadeModel | PretrainedModel, name: str, services: Any) -> Checkpoint:
     """The folder of a model: a path, a hub id's local copy, or one made on the spot."""
     if isinstance(model, MadeModel):
-        return Checkpoint(_made(model, name, work))
+        return Checkpoint(_made(model, name, services))
     ref = model if isinstance(model, str) else model.path
-    if (found := local_folder(ref, work.base)) is not None:
+    if (found := local_folder(ref, services.context.base)) is not None:
         return _checked(ref, found.resolve())
     from huggingface_hub import snapshot_download
 
@@ -237,22 +245,22 @@ def _checked(ref: str, folder: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def _made(made: MadeModel, name: str, work: Any) -> Path:
+def _made(made: MadeModel, name: str, services: Any) -> Path:
     """Made in a process of its own, so that the driver never holds a model."""
     import ray
 
     from grpo.resources.tiny_models import make_tiny, tiny_folder
 
-    rows = work.rows(made.problems)
+    rows = services.prompts.rows(made.problems)
 
     def render(question: str) -> str:
         return template.text(question, None)
 
-    template, tags, num_threads = work.template, work.recipe.tags, work.num_threads
+    template, tags, num_threads = services.prompts.template, services.context.recipe.tags, services.context.num_threads
     folder = tiny_folder(made, rows, tags, render)
     if not (folder / "config.json").exists():
         _check_cache(folder.parent)
-        work.progress.task(
+        services.context.progress.task(
             f"making the model {name!r}: {made.make}, {made.pretrain_updates} updates of pre-training, the last on noisy text"
         )
 
@@ -282,7 +290,7 @@ def _made(made: MadeModel, name: str, work: Any) -> Path:
     while not ray.wait([making], timeout=2.0)[0]:
         done, total, loss = ray.get(steps.read.remote())
         if done > shown:
-            work.progress.step(done, total, {"loss/total": loss})
+            services.context.progress.step(done, total, {"loss/total": loss})
             shown = done
     return ray.get(making)
 

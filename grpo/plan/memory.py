@@ -192,7 +192,7 @@ class _Rank:
             return
         ranks = -(-self.recipe.trainer.ranks // self.site.nodes)
         parts = {"models_as_read": ranks * 4 * self.model.parameters, "driver": DRIVER_BYTES}
-        if self.site.machine.takes_turns(self.recipe):
+        if self.site.machine.frees_memory(self.recipe):
             engines = self.recipe.rollout.workers * self._engine_weights
             syncing = {"trainer_asleep": needed.at_rest, "exported_weights": self._engine_weights, "unpacked_weights": engines}
             yield Holding(
@@ -219,7 +219,7 @@ class _Rank:
         ranks = self.recipe.trainer.ranks
         fewer = [f"trainer.ranks: {ranks // 2}"] if ranks > 1 else []
         spread = ["more nodes, with fewer ranks on each"] if ranks > 1 else []
-        apart = ["a second GPU, without rollout.sleep"] if self.site.machine.takes_turns(self.recipe) else []
+        apart = ["a second GPU, without rollout.sleep"] if self.site.machine.frees_memory(self.recipe) else []
         return [*fewer, *spread, *apart, "nodes with more memory", "a smaller model", "a node each for engines and trainer"][:3]
 
     def holding_after(self) -> Holding:

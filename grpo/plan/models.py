@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from grpo.config import DistillStage, MadeModel, PretrainedModel, Recipe, RejectStage, RlStage, SftStage
+from grpo.config import DistillStage, MadeModel, PretrainedModel, Recipe, RlStage, SftStage
 from grpo.config.load import LoadedRecipe
 from grpo.config.problems import Finding, Keys, in_reading_order
+from grpo.config.sequence_lengths import evaluations_of, longest_completion, longest_prompt
 from grpo.config.yaml_positions import locate
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture, architectures, models_drawn_from
@@ -75,15 +76,10 @@ def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
 
     Where no stage says how long prompts are, they are as long as models have room for, and no longer than 512 tokens.
     """
-    sampled = [stage for stage in recipe.stages if isinstance(stage, RlStage | RejectStage | DistillStage)]
-    evaluations = [recipe.evaluation, *(getattr(stage, "evaluation", None) for stage in recipe.stages)]
-    completions = [stage.max_completion_tokens for stage in sampled] + [e.max_completion_tokens for e in evaluations if e is not None]
-    completion = max(completions, default=256)
-    stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations if e is not None and e.max_prompt_tokens is not None]
-    if sampled:
-        return max([completion + max(stage.max_prompt_tokens for stage in sampled), *stated])
-    positions = [model.positions for model in drawn if model.positions is not None]
-    return max([completion + max(1, min([512, *(room - completion for room in positions)])), *stated])
+    completion = longest_completion(recipe)
+    stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations_of(recipe) if e.max_prompt_tokens is not None]
+    positions = min((model.positions for model in drawn if model.positions is not None), default=None)
+    return max([completion + max(1, longest_prompt(recipe, positions)), *stated])
 
 
 def _too_long(recipe: Recipe, known: Mapping[str, Architecture]) -> Iterator[Finding]:

@@ -1,19 +1,19 @@
-"""Who has the GPU that engines and trainer share? Whoever works; the other's weights wait in main memory meanwhile."""
+"""One GPU shared by engines and trainer: only the side that works holds it, and the other's weights wait in main memory."""
 
 from __future__ import annotations
 
 import threading
 
-from grpo.trainer.remote import RemoteTrainer
+from grpo.trainer.client import TrainerClient
 from rollout.pool import RolloutPool
 
 
-class Turns:
-    """Both sides ask before they work, and the other side has gone to sleep once they are answered. They never work at the same time."""
+class GpuSharing:
+    """Each side asks before it works, and the other side is asleep once the call returns. They never work at the same time."""
 
     def __init__(self) -> None:
         self.pool: RolloutPool | None = None
-        self.trainer: RemoteTrainer | None = None
+        self.trainer: TrainerClient | None = None
         self._changing = threading.Lock()
 
     def engines(self) -> None:

@@ -1,8 +1,8 @@
-"""What if all samples of a group are worth the same? Dynamic sampling replaces it by a group of a fresh prompt, a bounded number of times.
+"""Dynamic sampling: zero-variance groups are replaced by groups of fresh prompts, a bounded number of times.
 
-DAPO (arXiv:2503.14476, section 3.2) draws until the batch is full of groups with 0 < right < G, for as long as it takes; with prompts that are
-too easy or too hard that is for ever. Here a step draws at most ``max_rounds`` more times and then goes on with what it has: the groups that
-could not be replaced stay in the batch, where their advantage is 0.
+DAPO (arXiv:2503.14476, section 3.2) samples until the batch is full of groups with 0 < right < G, however long that takes; with prompts that
+are too easy or too hard it never ends. Here a step samples at most ``max_rounds`` extra rounds and then continues with what it has: groups
+that could not be replaced stay in the batch, where their advantage is 0.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rollout.types import Prompt
 
 @dataclass(frozen=True)
 class Refilled:
-    """A step's groups once those that teach nothing are replaced as far as possible.
+    """A step's groups once zero-variance groups are replaced as far as possible.
 
-    groups     [P] in the order their prompts were drawn; as many as there were
-    replaced   the groups that were drawn and are not among them
+    groups     [P] in the order in which they were sampled; as many as there were
+    replaced   the groups that were sampled and are not among them
     position   of the first prompt that is not consumed yet
-    rounds     how many more times was drawn
-    unfilled   how many of ``groups`` still have equal rewards, the last ones
+    rounds     the number of extra rounds
+    unfilled   how many of ``groups``, the last ones, still have zero variance
     """
 
     groups: list[Group]
@@ -43,66 +43,65 @@ class Refilled:
         }
 
     def warning(self) -> str | None:
-        """What to say where groups with equal rewards are left."""
+        """A message if zero-variance groups are left."""
         if not self.unfilled:
             return None
         filled = len(self.groups) - self.unfilled
-        stuck = [reward for group in (*self.groups[filled:], *self.replaced) if (reward := mean_reward(group)) is not None]
-        told = [reward for group in self.groups[:filled] if (reward := mean_reward(group)) is not None]
-        at = f"; groups of equal rewards are at {np.mean(stuck):.2f} on average" if stuck else "; nobody could judge them"
-        others = f", the others at {np.mean(told):.2f}" if told and stuck else ""
+        alike = [reward for group in (*self.groups[filled:], *self.replaced) if (reward := mean_reward(group)) is not None]
+        varied = [reward for group in self.groups[:filled] if (reward := mean_reward(group)) is not None]
+        others = f", others {np.mean(varied):.2f}" if varied else ""
+        scored = f"mean reward {np.mean(alike):.2f}{others}" if alike else "no reward could score them"
         return (
-            f"{self.unfilled} of {len(self.groups)} groups teach nothing after {self.rounds} extra rounds, because their rewards are equal{at}"
-            f"{others}: prompts are too easy where that is the best reward there is, too hard where it is the worst; "
-            "filters: {min_pass_rate, max_pass_rate} leaves such prompts out"
+            f"{self.unfilled} of {len(self.groups)} groups have zero reward variance after {self.rounds} extra rounds ({scored}). "
+            "If their prompts are too easy or too hard, leave them out with filters: {min_pass_rate, max_pass_rate}."
         )
 
 
 def refill(
     groups: Sequence[Group],
     prompts_at: Callable[[int, int], Sequence[Prompt]],
-    draw: Callable[[Sequence[Prompt]], Sequence[Group]],
-    is_equal: Callable[[Group], bool],
+    generate: Callable[[Sequence[Prompt]], Sequence[Group]],
+    has_zero_variance: Callable[[Group], bool],
     position: int,
     max_rounds: int,
 ) -> Refilled:
     """Replace zero-variance groups, whose rewards give no sample an advantage.
 
-    groups       [P] those first drawn, whose prompts end before ``position``
-    prompts_at   of a position and a count: the prompts from there on
-    draw         samples and scores a group of each prompt
-    is_equal     is a group one of those? Asked once of each (grpo.resources.scoring.has_signal says no)
-    Drawing ends early where the next prompt was drawn in this step already: the same prompt in the same step has the same samples.
+    groups              [P] the step's first groups, whose prompts end before ``position``
+    prompts_at          given a position and a count, returns the prompts from there on
+    generate            samples and scores a group for each prompt
+    has_zero_variance   called once for each group (the opposite of grpo.rl.advantages.has_signal)
+    Sampling ends early if the next prompt already was in this step: the same prompt in the same step has the same samples.
     """
     wanted = len(groups)
     mixed: list[Group] = []
-    equal: list[Group] = []
+    zero_variance: list[Group] = []
 
     def sort(found: Iterable[Group]) -> None:
         for group in found:
-            (equal if is_equal(group) else mixed).append(group)
+            (zero_variance if has_zero_variance(group) else mixed).append(group)
 
     sort(groups)
-    drawn = {group.prompt.id for group in groups}
+    used = {group.prompt.id for group in groups}
     rounds = 0
     while len(mixed) < wanted and rounds < max_rounds:
-        prompts = _until_seen(prompts_at(position, wanted - len(mixed)), drawn)
+        prompts = _until_seen(prompts_at(position, wanted - len(mixed)), used)
         if not prompts:
             break
         position += len(prompts)
         rounds += 1
-        sort(draw(prompts))
+        sort(generate(prompts))
     unfilled = wanted - len(mixed)
-    return Refilled([*mixed, *equal[:unfilled]], equal[unfilled:], position, rounds, unfilled)
+    return Refilled([*mixed, *zero_variance[:unfilled]], zero_variance[unfilled:], position, rounds, unfilled)
 
 
-def _until_seen(prompts: Iterable[Prompt], drawn: set[str]) -> list[Prompt]:
-    """The prompts before the first that was drawn already; they are added to ``drawn``."""
+def _until_seen(prompts: Iterable[Prompt], used: set[str]) -> list[Prompt]:
+    """The prompts before the first that is in ``used``; they are added to it."""
     unseen = []
     for prompt in prompts:
-        if prompt.id in drawn:
+        if prompt.id in used:
             break
-        drawn.add(prompt.id)
+        used.add(prompt.id)
         unseen.append(prompt)
     return unseen
 

@@ -1,9 +1,8 @@
-"""What does a step say of itself? Its groups, its rewards and its time as metrics, and its samples as rows."""
+"""The metrics of a step, and its samples as rows, derived from the step's result."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,15 @@ import numpy as np
 
 from grpo.config import Tags
 from grpo.data.prompt_order import source_of
+from grpo.rl.context import RlContext
+from grpo.rl.loop import StepResult
+from grpo.trainer.client import TrainerClient
 from grpo.types import Group, Sample
 from rewards import RewardRuntime
 from rewards.rules.extract import answer_text, think_text
 from rewards.rules.repetition import repeated_share
-from rollout.faults import fault_point
+from rollout.memory import bytes_of_process
+from rollout.pool import RolloutPool
 from rollout.types import Completion
 
 MAXIMA = frozenset({"rollout/importance_max"})
@@ -23,6 +26,47 @@ COUNTS = frozenset({"train/empty_updates", "train/skipped_updates", "train/nonfi
 """Metrics of an update that a step does not average."""
 MAX_TEXTS_READ = 256
 """Of a step, for repetition, in the driver; spread evenly over its groups."""
+
+
+class StepReporter:
+    """Derives metrics and rows from a StepResult, before the next step is made."""
+
+    def __init__(self, context: RlContext, rewards: RewardRuntime, trainer: TrainerClient, pool: RolloutPool):
+        self.context, self.rewards, self.trainer, self.pool = context, rewards, trainer, pool
+
+    def metrics(self, result: StepResult) -> dict[str, float]:
+        """In the order in which metrics.jsonl has them."""
+        stage = self.context.stage
+        return {
+            **group_metrics(result.groups, result.advantages_PG, self.context.tags),
+            **metrics_by_source(result.groups),
+            **(result.refilled.metrics() if stage.dynamic_sampling else {}),
+            **over_updates(result.updates),
+            **reward_failures(self.rewards),
+            **reward_latency(self.rewards),
+            **{f"reward/{use.part}_weight": result.weights.get(use.part, 0.0) for use in stage.rewards if use.is_scheduled},
+            "rollout/tokens_per_s": result.rollout.tokens_per_s,
+            "sync/version": result.step + 1,
+            "rollout/staleness": result.staleness,
+            "rollout/changed_in_flight_frac": result.rollout.changed_in_flight_frac,
+            "rollout/workers_lost": self.pool.num_lost,
+            **self._memory(),
+            **result.evaluation,
+            **result.times,
+        }
+
+    def rows(self, result: StepResult) -> list[dict[str, Any]]:
+        """The samples that were trained on, then those that dynamic sampling replaced."""
+        replaced = result.refilled.replaced
+        unused = sample_rows(replaced, np.zeros((len(replaced), self.context.stage.samples_per_prompt)), result.step)
+        return [*sample_rows(result.groups, result.advantages_PG, result.step), *({**row, "replaced": True} for row in unused)]
+
+    def _memory(self) -> dict[str, float]:
+        """Main memory of the driver, the first trainer rank and the largest worker; on a GPU also the trainer's peak there."""
+        held: dict[str, int] = {"driver": bytes_of_process(), **self.trainer.memory_bytes()}
+        if self.pool.memory_bytes is not None:
+            held["engine"] = self.pool.memory_bytes
+        return {f"memory/{name}_gib": size / 2**30 for name, size in held.items()}
 
 
 def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags | None) -> dict[str, float]:
@@ -120,26 +164,3 @@ def over_updates(updates: Sequence[dict[str, float]]) -> dict[str, float]:
         together = max if name in MAXIMA else sum if name in COUNTS else np.mean
         metrics[name] = float(together(known)) if known else math.nan
     return metrics
-
-
-class Clock:
-    """Where the time of a step goes: ``with clock("update"): ...``, then time/update_s."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.monotonic()
-        self._name = ""
-
-    def __call__(self, name: str) -> Clock:
-        fault_point(name)
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._entered
-
-    def metrics(self) -> dict[str, float]:
-        return {**{f"time/{name}_s": seconds for name, seconds in self.seconds.items()}, "time/step_s": time.monotonic() - self._began}

@@ -1,4 +1,4 @@
-"""Rejection sampling: draw several completions of each prompt, keep what is right and readable, write it down as a dataset."""
+"""Rejection sampling: several completions of each prompt, of which the right and readable ones become a dataset."""
 
 from __future__ import annotations
 
@@ -11,44 +11,47 @@ from typing import Any
 from grpo.config import DistillStage, Keep, Mix, RejectStage
 from grpo.data.rejection_filter import judge, row_of
 from grpo.errors import TrainingError
-from grpo.resources.context import Outcome, Workplace, seed_of
 from grpo.resources.scoring import score_groups
+from grpo.resources.services import Services
 from grpo.run.records import JsonLines, read_jsonl_rows, write_json
+from grpo.stages.base import Outcome
 from grpo.types import Dataset, Group
 from rollout.types import SamplingParams
 
 
-def run(stage: RejectStage, work: Workplace, folder: Path) -> Outcome:
+def run(stage: RejectStage, services: Services, folder: Path) -> Outcome:
     """Write the kept completions of ``stage.from_``, and the rows mixed in, to folder/data."""
-    rows, metrics = collect(stage, stage.from_, work, folder)
-    rows += mixed_in(stage.mix, work)
+    rows, metrics = collect(stage, stage.from_, services, folder)
+    rows += mixed_in(stage.mix, services)
     write_dataset(rows, folder / "data", {"stage": stage.name, "model": stage.from_, "counts": metrics})
     return Outcome(Dataset(folder / "data"), {**metrics, "data/rows": len(rows)})
 
 
 def collect(
-    stage: RejectStage | DistillStage, model_name: str, work: Workplace, folder: Path
+    stage: RejectStage | DistillStage, model_name: str, services: Services, folder: Path
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Sample, score and filter; returns the kept rows and the counts. All samples are written to samples.jsonl, with why they were dropped."""
     assert stage.prompts is not None, "the graph check lets no such recipe through"
-    model = work.checkpoint(model_name)
-    prompt_set = work.prompts(stage.prompts, work.tokenizer(model.path), stage.max_prompt_tokens, stage.rows)
+    model = services.context.checkpoint(model_name)
+    prompt_set = services.prompts.prompts(stage.prompts, services.prompts.tokenizer(model.path), stage.max_prompt_tokens, stage.rows)
     prompts = prompt_set.prompts
     if prompt_set.num_too_long:
-        work.progress.say(f"  left out {prompt_set.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}")
-    with work.rewards(stage.rewards) as rewards:
-        work.try_rewards(rewards, prompts)
-        completions = work.pool(model).sample(
+        services.context.progress.say(
+            f"  left out {prompt_set.num_too_long} prompts longer than max_prompt_tokens = {stage.max_prompt_tokens}"
+        )
+    with services.context.rewards(stage.rewards) as rewards:
+        services.prompts.try_rewards(rewards, prompts)
+        completions = services.engines.pool(model).sample(
             prompts,
             stage.samples_per_prompt,
             SamplingParams(stage.max_completion_tokens, stage.temperature, stage.top_p, min_p=stage.min_p),
-            seed=seed_of(stage, work),
+            seed=services.context.seed_of(stage),
             step=0,
-            deadline_s=work.recipe.rollout.deadline_s,
-            progress=lambda done, total: work.progress.doing(f"{done}/{total} samples"),
+            deadline_s=services.context.recipe.rollout.deadline_s,
+            progress=lambda done, total: services.context.progress.doing(f"{done}/{total} samples"),
         )
         groups = score_groups(rewards, prompts, completions)
-    judged = judge(groups, stage.keep, work.recipe.tags)
+    judged = judge(groups, stage.keep, services.context.recipe.tags)
     kept = [item for item in judged if item.dropped is None]
     dropped = Counter(item.dropped for item in judged if item.dropped is not None)
     with JsonLines(folder / "samples.jsonl") as samples_file:
@@ -75,8 +78,8 @@ def pass_rate(group: Group, keep: Keep) -> float | None:
     return sum(enough) / len(enough) if enough else None
 
 
-def mixed_in(mixes: list[Mix], work: Workplace) -> list[dict[str, Any]]:
-    return [{**row, "source": mix.use} for mix in mixes for row in work.rows(mix.use)[: mix.rows]]
+def mixed_in(mixes: list[Mix], services: Services) -> list[dict[str, Any]]:
+    return [{**row, "source": mix.use} for mix in mixes for row in services.prompts.rows(mix.use)[: mix.rows]]
 
 
 def read_dataset(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:

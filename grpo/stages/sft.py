@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from grpo.config import SftStage
-from grpo.evaluation import measure as evaluation
-from grpo.resources.context import Outcome, Workplace, seed_of
+from grpo.evaluation.scores import Scores
+from grpo.resources.services import Services
+from grpo.stages.base import Outcome, run_model_stage
 from grpo.stages.supervised import earlier_rows, fine_tune
-from grpo.types import Checkpoint
 
 
-def run(stage: SftStage, work: Workplace, folder: Path) -> Outcome:
+def run(stage: SftStage, services: Services, folder: Path) -> Outcome:
     """Fine-tune ``stage.from_`` on ``stage.data``."""
-    start = work.checkpoint(stage.from_)
-    before = evaluation.measure_checkpoint(work, start)
-    metrics = fine_tune(work.rows(stage.data), start, stage, seed_of(stage, work), work, folder, earlier_rows(stage, work))
-    made = Checkpoint(folder / "model")
-    work.artifacts[stage.name] = made
-    after = evaluation.measure_checkpoint(work, made)
-    return Outcome(made, {**(evaluation.summary(after, before) if after is not None else {}), **metrics})
+    start = services.context.checkpoint(stage.from_)
+    seed = services.context.seed_of(stage)
+
+    def train(before: Scores | None) -> Mapping[str, float]:
+        return fine_tune(services.prompts.rows(stage.data), start, stage, seed, services, folder, earlier_rows(stage, services))
+
+    return run_model_stage(stage.name, start, services, folder, train)

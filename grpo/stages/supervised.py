@@ -14,9 +14,10 @@ from grpo.data.conversations import beyond_positions, imitated, mended_in_words
 from grpo.data.prompt_order import Shuffled, taken
 from grpo.data.sft_batches import Replay, course_of
 from grpo.errors import DataError
-from grpo.evaluation.validation import Watchman, hold_back
-from grpo.resources.checkpointing import Keeper
-from grpo.resources.context import Workplace
+from grpo.evaluation.validation import Validator, hold_back
+from grpo.resources.checkpointing import CheckpointSchedule
+from grpo.resources.engines import positions_of_model
+from grpo.resources.services import Services
 from grpo.run.records import JsonLines
 from grpo.trainer.batch import Batch, make_batch
 from grpo.trainer.policy_trainer import TrainerSpec
@@ -56,45 +57,47 @@ class Tokenised:
 
 
 def fine_tune(
-    rows: Rows, start: Checkpoint, settings: SupervisedKeys, seed: int, work: Workplace, folder: Path, earlier: Rows = ()
+    rows: Rows, start: Checkpoint, settings: SupervisedKeys, seed: int, services: Services, folder: Path, earlier: Rows = ()
 ) -> dict[str, float]:
     """Train ``start`` on ``rows`` for the stage's epochs or phases and save it to folder/model. Returns the last update's metrics.
 
     The end token is part of the completion, so that the model learns to stop. Rows over max_tokens are left out and counted. ``earlier`` are
     rows of earlier stages, for replay and ewc.
     """
-    fitting = tokenised(rows, start, settings, work)
-    work.record_rows(
+    fitting = tokenised(rows, start, settings, services)
+    services.prompts.record_rows(
         folder.name, len(fitting), {f"over max_tokens {settings.max_tokens}": fitting.num_too_long} if fitting.num_too_long else {}
     )
     taught, held_back = _held_back(fitting, settings.validation, seed)
-    before = tokenised(earlier, start, settings, work) if earlier else None
+    before = tokenised(earlier, start, settings, services) if earlier else None
     course = course_of(settings, taught.rows, seed)
     replay = Replay(len(before), settings.replay, seed) if before is not None and settings.replay else None
-    spec = TrainerSpec(start.path, settings, len(course), num_threads=work.num_threads, seed=seed, layout=work.recipe.trainer)
+    spec = TrainerSpec(
+        start.path, settings, len(course), num_threads=services.context.num_threads, seed=seed, layout=services.context.recipe.trainer
+    )
     metrics: dict[str, float] = {}
-    with work.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
+    with services.trainers.trainer(spec) as trainer, JsonLines(folder / "metrics.jsonl") as metrics_file:
         if settings.ewc is not None and before is not None:
             measured = taken(Shuffled(len(before), seed, "ewc-"), 0, min(settings.ewc.rows, len(before)))
             trainer.hold_weights(before.batch(measured), settings.ewc.coef)  # before resuming: the anchor is where the stage starts
-        keeper = Keeper(settings, len(course), trainer, work, folder, [metrics_file])
-        watchman = Watchman(settings.validation, held_back, keeper, work, start)
-        saved = keeper.resume("update")
+        checkpoints = CheckpointSchedule(settings, len(course), trainer, services.context, folder, [metrics_file])
+        validator = Validator(settings.validation, held_back, checkpoints, services, start)
+        saved = checkpoints.resume("update")
         if saved is not None:
             metrics = dict(saved.state["metrics"])
-            watchman.go_on(saved.state)
+            validator.resume(saved.state)
         for update in range(saved.step if saved else 0, len(course)):
             lesson = course[update]
             replayed = replay.beside(lesson) if replay is not None else []
             batch = taught.batch(lesson.rows, before, replayed)
-            with keeper.step(update + 1) as end:
-                learned = trainer.supervised_update(batch, lesson.rate * watchman.standing.rate, lesson.weight_decay)
+            with checkpoints.step(update + 1) as end:
+                learned = trainer.supervised_update(batch, lesson.rate * validator.standing.rate, lesson.weight_decay)
                 counts = {"data/rows_too_long": taught.num_too_long} | ({"data/replayed_rows": len(replayed)} if replay else {})
-                metrics = {**learned, **watchman.after(update + 1, end), **lesson.place, **counts}
+                metrics = {**learned, **validator.after(update + 1, end), **lesson.place, **counts}
                 metrics_file.write({"step": update + 1, **metrics})
-                end.state = partial(_state, metrics, watchman, update + 1)
-                work.progress.step(update + 1, len(course), metrics)
-                work.trackers.step(folder.name, update + 1, metrics)
+                end.state = partial(_state, metrics, validator, update + 1)
+                services.context.progress.step(update + 1, len(course), metrics)
+                services.context.trackers.step(folder.name, update + 1, metrics)
         trainer.save(folder / "model")
     told = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     counts = {"data/rows": len(taught), "data/rows_too_long": taught.num_too_long, "data/updates": len(course)}
@@ -111,24 +114,26 @@ def _held_back(rows: Tokenised, validation: Validation | None, seed: int) -> tup
     return rows.without(chosen), rows.batch(sorted(chosen))
 
 
-def earlier_rows(stage: SftStage | DistillStage, work: Workplace) -> Rows:
+def earlier_rows(stage: SftStage | DistillStage, services: Services) -> Rows:
     """The rows that the stage replays, or holds its weights for; none where it does neither."""
-    return [row for other in kept_alive(work.recipe, stage) if other.data is not None for row in work.rows(other.data)]
+    return [
+        row for other in kept_alive(services.context.recipe, stage) if other.data is not None for row in services.prompts.rows(other.data)
+    ]
 
 
-def _state(metrics: Mapping[str, float], watchman: Watchman, update: int) -> dict[str, Any]:
-    return {"metrics": metrics, **watchman.state(update)}
+def _state(metrics: Mapping[str, float], validator: Validator, update: int) -> dict[str, Any]:
+    return {"metrics": metrics, **validator.state(update)}
 
 
-def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Workplace) -> Tokenised:
+def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, services: Services) -> Tokenised:
     """The rows in tokens; what is left out of them or mended is said and counted. Raises DataError where one does not fit the template, or
     none fits max_tokens."""
-    tokenizer = work.tokenizer(start.path)
+    tokenizer = services.prompts.tokenizer(start.path)
     found = Tokenised([], [], [], [], 0)
     mended: Counter[str] = Counter()
     num_long = 0
     for row in rows:
-        example = imitated(row, work.template, tokenizer)
+        example = imitated(row, services.prompts.template, tokenizer)
         mended.update(example.mended)
         if example.num_tokens > settings.max_tokens:
             num_long += 1
@@ -140,10 +145,10 @@ def tokenised(rows: Rows, start: Checkpoint, settings: SupervisedKeys, work: Wor
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows fits max_tokens = {settings.max_tokens}; raise it")
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(found.prompts, found.completions, strict=True)]
-    if beyond := beyond_positions(lengths, work.positions(start.path)):
+    if beyond := beyond_positions(lengths, positions_of_model(start.path)):
         raise DataError(beyond)
     if num_long:
-        work.progress.say(f"  {num_long} of {len(rows)} rows are longer than max_tokens = {settings.max_tokens} and left out")
+        services.context.progress.say(f"  {num_long} of {len(rows)} rows are longer than max_tokens = {settings.max_tokens} and left out")
     for line in mended_in_words(mended):
-        work.progress.say(f"  {line}")
+        services.context.progress.say(f"  {line}")
     return replace(found, num_too_long=num_long)

@@ -24,7 +24,7 @@ class Batch:
     group             [B]    int64    sequences with equal numbers have the same prompt tokens
     loss_mask         [B, T] bool     completion tokens that the policy wrote
     weights           [B, T] float64  token_weights of the whole optimiser batch, so that any split of it adds up
-    advantages        [B]    float64  (zeros for supervised batches)
+    advantages        [B, T] float64  of completion tokens; zero elsewhere, and in supervised batches
     sampled_logprobs  [B, T] float64  the engine's, NaN where there are none
     old_logprobs      [B, T] float64  the trainer's before the first update, NaN where not computed: then the current ones stand in
     """
@@ -69,7 +69,10 @@ def make_batch(
     sampled_logprobs: Sequence[Row] | None = None,
     advantages: Sequence[float] | None = None,
 ) -> Batch:
-    """Sequences of token ids as a Batch with zero weights. Without ``group`` each sequence is a group of its own."""
+    """Sequences of token ids as a Batch with zero weights. Without ``group`` each sequence is a group of its own.
+
+    ``advantages`` has a number for each sequence, which all of its completion tokens get.
+    """
     num = len(prompts)
     prompt_lengths = np.array([len(p) for p in prompts], dtype=np.int64)
     assert (prompt_lengths > 0).all(), "a prompt has at least one token: its last one predicts the completion's first"
@@ -95,7 +98,7 @@ def make_batch(
         group=np.arange(num) if group is None else np.asarray(group, dtype=np.int64),
         loss_mask=loss_mask,
         weights=np.zeros(shape),
-        advantages=np.zeros(num) if advantages is None else np.asarray(advantages, dtype=np.float64),
+        advantages=np.zeros(shape) if advantages is None else np.where(in_completion_BT, np.asarray(advantages, np.float64)[:, None], 0.0),
         sampled_logprobs=sampled,
         old_logprobs=np.full(shape, np.nan),
     )

@@ -293,7 +293,7 @@ class PolicyTrainer:
         if algorithm is None or algorithm.has_kl_in_loss:
             return batch
         has_tokens = batch.loss_mask.any(axis=1)
-        contributes = has_tokens & (batch.advantages != 0)
+        contributes = has_tokens & (batch.advantages != 0).any(axis=1)
         return batch.take(contributes if contributes.any() else batch.group == batch.group[has_tokens.argmax()])
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
@@ -336,7 +336,7 @@ class PolicyTrainer:
             old_logprobs=old_M.where(known_M, 0.0),
             sampled_logprobs=self._at(packed, batch.sampled_logprobs, logprobs_M).where(known_M, math.nan),
             reference_logprobs=reference_M,
-            advantages=torch.from_numpy(batch.advantages[packed.sample]).to(logprobs_M),
+            advantages=self._at(packed, batch.advantages, logprobs_M),
             sequence=torch.from_numpy(np.unique(packed.sample, return_inverse=True)[1]).to(self.device),
         )
         return tokens, known_M

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -16,6 +19,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo.errors import ToolkitError, TrainingError
+from grpo.trainer.batch import Batch
+from grpo.trainer.client import TrainerClient
 from grpo.trainer.memory_budget import footprint
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from grpo.trainer.ranks import RankPlace
@@ -67,14 +72,14 @@ class _TrainerActor:
         if self._export_error is not None:
             raise self._export_error
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, *args: Any) -> Any:
         """What the first rank returns; all others return nothing, so that it travels once."""
-        result = getattr(self._trainer, method)(*args, **kwargs)
+        result = getattr(self._trainer, method)(*args)
         return result if self._is_first else None
 
 
-class RemoteTrainer:
-    """Calls PolicyTrainer's methods on every rank: ``remote.policy_update(batch)`` waits for the result.
+class RemoteTrainer(TrainerClient):
+    """Calls PolicyTrainer's methods on every rank, and returns the first rank's result.
 
     ``turn`` is called before anything that the trainer must be awake for (``sleep``).
     """
@@ -92,8 +97,45 @@ class RemoteTrainer:
         meeting = self._wait([self._actors[0].meeting.remote()]) if ranks > 1 else None
         self._wait([actor.make.remote(spec, RankPlace(rank, ranks, meeting)) for rank, actor in enumerate(self._actors)])
 
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self._wait(self._call(method, *args, **kwargs))
+    def policy_update(self, batch: Batch, max_logprob_gap: float = math.inf) -> dict[str, float]:
+        return self._wait(self._call("policy_update", batch, max_logprob_gap))
+
+    def supervised_update(self, batch: Batch, rate: float = 1.0, weight_decay: float | None = None) -> dict[str, float]:
+        return self._wait(self._call("supervised_update", batch, rate, weight_decay))
+
+    def with_old_logprobs(self, batch: Batch, max_logprob_gap: float = math.inf) -> Batch:
+        return self._wait(self._call("with_old_logprobs", batch, max_logprob_gap))
+
+    def logprobs(self, batch: Batch) -> np.ndarray:
+        return self._wait(self._call("logprobs", batch))
+
+    def logprob_gap(self, batch: Batch) -> float:
+        return self._wait(self._call("logprob_gap", batch))
+
+    def sequence_divergence(self, batch: Batch) -> np.ndarray:
+        return self._wait(self._call("sequence_divergence", batch))
+
+    def refresh_reference(self) -> None:
+        self._wait(self._call("refresh_reference"))
+
+    def hold_weights(self, batch: Batch, coef: float) -> None:
+        self._wait(self._call("hold_weights", batch, coef))
+
+    def save(self, folder: Path) -> None:
+        self._wait(self._call("save", folder))
+
+    def begin_save_state(self, folder: Path) -> Callable[[], dict[str, float]]:
+        references = self._call("save_state", folder)
+        return lambda: self._wait(references)
+
+    def save_state(self, folder: Path) -> dict[str, float]:
+        return self.begin_save_state(folder)()
+
+    def load_state(self, folder: Path, numbers: Mapping[str, float]) -> None:
+        self._wait(self._call("load_state", folder, numbers))
+
+    def memory_bytes(self) -> dict[str, int]:
+        return self._wait(self._call("memory_bytes"))
 
     def export(self, version: int, dtype: str) -> Any:
         """A reference to the exported weights: they go from trainer to workers, never through the driver."""
@@ -113,11 +155,6 @@ class RemoteTrainer:
         )  # a failure, or death, belongs here and not to those who wait for weights
         return references[0]
 
-    def begin(self, method: str, *args: Any) -> Callable[[], Any]:
-        """Call without waiting; what is returned waits for the result. Later calls are served after it."""
-        references = self._call(method, *args)
-        return lambda: self._wait(references)
-
     def sleep(self) -> None:
         """The trainer gives its GPU's memory back, until ``wake``."""
         if not self.is_asleep:
@@ -135,11 +172,11 @@ class RemoteTrainer:
         if self._group is not None:
             remove_placement_group(self._group)
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    def _call(self, method: str, *args: Any) -> list[Any]:
         if method not in IN_ANY_PLACE:
             self._turn()
         shared = [ray.put(argument) for argument in args] if len(self._actors) > 1 else args
-        return [actor.call.remote(method, *shared, **kwargs) for actor in self._actors]
+        return [actor.call.remote(method, *shared) for actor in self._actors]
 
     def _wait(self, references: list[Any], fetch: bool = True) -> Any:
         """The first rank's result. One that fails leaves the others waiting for it, so whichever is ready is looked at."""

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from grpo.config import Recipe
 from grpo.evaluation import measure as evaluation
-from grpo.evaluation.measure import Scores
-from grpo.resources.context import Workplace
+from grpo.evaluation.scores import Scores
+from grpo.resources.engines import Engines
+from grpo.resources.services import Services
 from grpo.run.progress import Progress
 from grpo.types import Checkpoint
 
@@ -27,8 +28,8 @@ def times_measured(tmp_path: Path, tiny_qwen2: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "grader.py").write_text("def near(completion, answer): return 1.0\n", encoding="utf-8")
     heldout(tmp_path, "7")
     measured: list[Checkpoint] = []
-    monkeypatch.setattr(Workplace, "pool", lambda *_: None)
-    monkeypatch.setattr(evaluation, "measure", lambda work, pool, model, *_: (measured.append(model), SCORES)[1])
+    monkeypatch.setattr(Engines, "pool", lambda *_: None)
+    monkeypatch.setattr(evaluation, "measure", lambda services, pool, model, *_: (measured.append(model), SCORES)[1])
 
     def ask(base: str = "base", **changes: Any) -> int:
         recipe = Recipe.model_validate(
@@ -42,7 +43,7 @@ def times_measured(tmp_path: Path, tiny_qwen2: Path, monkeypatch: pytest.MonkeyP
             }
         )
         model = Checkpoint(tmp_path / base)
-        assert evaluation.measure_checkpoint(Workplace(recipe, tmp_path, tmp_path / "run", {"base": model}, Progress(1)), model) == SCORES
+        assert evaluation.measure_checkpoint(Services.of(recipe, tmp_path, tmp_path / "run", {"base": model}, Progress(1)), model) == SCORES
         return len(measured)
 
     return ask

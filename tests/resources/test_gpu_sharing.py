@@ -12,8 +12,8 @@ import ray
 from grpo.algorithm import GRPO
 from grpo.config import Optimiser, Recipe
 from grpo.errors import TrainingError
-from grpo.resources.context import Workplace
-from grpo.resources.gpu_sharing import Turns
+from grpo.resources.gpu_sharing import GpuSharing
+from grpo.resources.services import Services
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from grpo.trainer.remote import RemoteTrainer
 from grpo.types import Checkpoint
@@ -31,17 +31,17 @@ Shared = tuple[RolloutPool, RemoteTrainer, list[str]]
 
 @pytest.fixture
 def shared(local_ray: None, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
-    """Real engines and a real trainer that take turns, and who went to sleep or woke, in order."""
+    """Real engines and a real trainer that share a GPU, and who went to sleep or woke, in order."""
     done: list[str] = []
     for owner, name in ((RolloutPool, "engines"), (RemoteTrainer, "trainer")):
         for method in ("sleep", "wake"):
             _note(monkeypatch, owner, method, done, name)
-    turns = Turns()
-    pool = turns.pool = RolloutPool(
-        "hf", EngineSettings(dtype="float32", max_tokens=64, num_threads=1), PoolSettings(backoff_s=0.05), turn=turns.engines
+    sharing = GpuSharing()
+    pool = sharing.pool = RolloutPool(
+        "hf", EngineSettings(dtype="float32", max_tokens=64, num_threads=1), PoolSettings(backoff_s=0.05), turn=sharing.engines
     )
-    turns.trainers()
-    trainer = turns.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1), turn=turns.trainers)
+    sharing.trainers()
+    trainer = sharing.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1), turn=sharing.trainers)
     pool.load_model(tiny_qwen2, version=0)
     yield pool, trainer, done
     trainer.close()
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_written_while_engines_draw(shared: Shared, tmp_path: Pa
     trainer.policy_update(batch_with(2))
     draw(pool)
     asleep = list(done)
-    wait = trainer.begin("save_state", tmp_path)
+    wait = trainer.begin_save_state(tmp_path)
     draw(pool)
     assert wait()["num_updates"] == 1 and trainer.memory_bytes()["trainer"] > 0
     assert list(tmp_path.glob("*.safetensors")) and done == asleep
@@ -111,8 +111,8 @@ def test_a_trainer_whose_stage_is_over_has_left_the_gpu_before_its_process_ends(
     """A process that is told to end may hold its memory for a while, and the engine that wakes next finds none."""
     stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": "math"}], "steps": 1}
     recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": {"sleep": True}, "stages": [stage]})
-    work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
-    with work.trainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)) as trainer:
+    services = Services.of(recipe, tmp_path, tmp_path, {}, Heard())
+    with services.trainers.trainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)) as trainer:
         assert trainer.policy_update(batch_with(2))["train/grad_norm"] > 0 and not trainer.is_asleep
     assert trainer.is_asleep
 
@@ -124,10 +124,10 @@ def test_a_recipe_that_says_sleep_makes_engines_and_trainer_take_turns(
     stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": "math"}], "steps": 1, "max_prompt_tokens": 32}
     rollout = {"engine": "hf", "dtype": "float32", "sleep": sleep}
     recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": rollout, "stages": [stage]})
-    work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
+    services = Services.of(recipe, tmp_path, tmp_path, {}, Heard())
     spec = TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)
-    pool = work.pool(Checkpoint(tiny_qwen2))
-    with work.trainer(spec) as trainer:
+    pool = services.engines.pool(Checkpoint(tiny_qwen2))
+    with services.trainers.trainer(spec) as trainer:
         assert (pool.is_asleep, trainer.is_asleep) == (sleep, False)  # it is made awake
         draw(pool)
         assert (pool.is_asleep, trainer.is_asleep) == (False, sleep)

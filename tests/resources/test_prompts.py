@@ -11,7 +11,7 @@ import pytest
 
 from grpo.config import Keep, Recipe
 from grpo.errors import DataError
-from grpo.resources.context import Workplace
+from grpo.resources.services import Services
 from grpo.rl.step_metrics import metrics_by_source
 from grpo.stages.reject import pass_rate
 from grpo.stages.supervised import tokenised
@@ -21,10 +21,10 @@ from tests.stages.conftest import Heard
 
 
 @pytest.fixture
-def work(tmp_path: Path, tiny_qwen2: Path) -> Any:
-    """A workplace over sources of letters: the bytes of a prompt are its tokens."""
+def services(tmp_path: Path, tiny_qwen2: Path) -> Any:
+    """Services over sources of letters: the bytes of a prompt are its tokens."""
 
-    def make(**sources: Any) -> Workplace:
+    def make(**sources: Any) -> Services:
         data = {}
         for name, value in sources.items():
             source = value if isinstance(value, dict) else {"prompts": value}
@@ -34,66 +34,66 @@ def work(tmp_path: Path, tiny_qwen2: Path) -> Any:
         keys = {"name": "r", "model": {"path": str(tiny_qwen2)}, "template": "plain", "data": data}
         evaluation = {"evaluation": {"prompts": "heldout"}} if "heldout" in data else {}
         recipe = Recipe.model_validate({**keys, **evaluation, "stages": [{"name": "s", "kind": "sft", "data": next(iter(data))}]})
-        return Workplace(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Heard())
+        return Services.of(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Heard())
 
     return make
 
 
-def test_prompts_at_the_limit_fit_and_those_over_it_are_counted(work: Any, tiny_qwen2: Path) -> None:
-    place = work(letters=["x" * 7, "x" * 8, "x" * 9, "x" * 5000])
-    found = place.prompts("letters", place.tokenizer(tiny_qwen2), max_tokens=8)
+def test_prompts_at_the_limit_fit_and_those_over_it_are_counted(services: Any, tiny_qwen2: Path) -> None:
+    place = services(letters=["x" * 7, "x" * 8, "x" * 9, "x" * 5000])
+    found = place.prompts.prompts("letters", place.prompts.tokenizer(tiny_qwen2), max_tokens=8)
     assert [(prompt.id, len(prompt.tokens)) for prompt in found.prompts] == [("letters/0", 7), ("letters/1", 8)]
     assert found.num_too_long == 2
     with pytest.raises(DataError, match="letters: none of 4 prompts fits max_prompt_tokens = 6; they have 7 to 5000 tokens; raise it"):
-        place.prompts("letters", place.tokenizer(tiny_qwen2), max_tokens=6)
+        place.prompts.prompts("letters", place.prompts.tokenizer(tiny_qwen2), max_tokens=6)
 
 
-def test_rows_know_their_source_unless_they_have_a_column_of_that_name(work: Any, tmp_path: Path) -> None:
-    place = work(a=["x"], b=["y"])
-    assert [row["data_source"] for row in place.rows(["a", "b"])] == ["a", "b"]
+def test_rows_know_their_source_unless_they_have_a_column_of_that_name(services: Any, tmp_path: Path) -> None:
+    place = services(a=["x"], b=["y"])
+    assert [row["data_source"] for row in place.prompts.rows(["a", "b"])] == ["a", "b"]
     (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "data_source": "the user\'s own"}\n')
-    place.artifacts["harvest"] = Dataset(tmp_path)
-    assert place.rows("harvest")[0]["data_source"] == "the user's own"
+    place.context.artifacts["harvest"] = Dataset(tmp_path)
+    assert place.prompts.rows("harvest")[0]["data_source"] == "the user's own"
 
 
-def test_a_mixture_is_cut_to_its_weights_for_stages_that_go_through_their_rows(work: Any, tiny_qwen2: Path) -> None:
-    place = work(a=[f"a{i}" for i in range(30)], b=[f"b{i}" for i in range(5)])
+def test_a_mixture_is_cut_to_its_weights_for_stages_that_go_through_their_rows(services: Any, tiny_qwen2: Path) -> None:
+    place = services(a=[f"a{i}" for i in range(30)], b=[f"b{i}" for i in range(5)])
     mixture = Recipe.model_validate(
         {
-            **place.recipe.model_dump(by_alias=True),
+            **place.context.recipe.model_dump(by_alias=True),
             "stages": [{"name": "s", "kind": "sft", "data": [{"use": "a", "weight": 3}, {"use": "b", "weight": 1}]}],
         }
     )
     sources = mixture.stages[0].data
-    assert Counter(row["data_source"] for row in place.rows(sources)) == {"a": 15, "b": 5}
-    assert "  mixture: 15 of 30 rows of a, 5 of 5 rows of b" in place.progress.lines
-    tokenizer = place.tokenizer(tiny_qwen2)
-    assert len(place.prompts(sources, tokenizer, max_tokens=9).prompts) == 20
-    assert len(place.prompts(sources, tokenizer, max_tokens=9, is_endless=True).prompts) == 35
+    assert Counter(row["data_source"] for row in place.prompts.rows(sources)) == {"a": 15, "b": 5}
+    assert "  mixture: 15 of 30 rows of a, 5 of 5 rows of b" in place.context.progress.lines
+    tokenizer = place.prompts.tokenizer(tiny_qwen2)
+    assert len(place.prompts.prompts(sources, tokenizer, max_tokens=9).prompts) == 20
+    assert len(place.prompts.prompts(sources, tokenizer, max_tokens=9, is_endless=True).prompts) == 35
 
 
-def test_what_is_left_out_of_a_source_is_said_and_written_down(work: Any, tmp_path: Path) -> None:
+def test_what_is_left_out_of_a_source_is_said_and_written_down(services: Any, tmp_path: Path) -> None:
     filters = {"max_prompt_tokens": 3, "duplicates": "exact"}
-    place = work(letters={"prompts": ["held", "abc", "ABC", "abcd", "x"], "filters": filters}, heldout=["held"])
-    assert [row["prompt"] for row in place.rows("letters")] == ["abc", "x"]
+    place = services(letters={"prompts": ["held", "abc", "ABC", "abcd", "x"], "filters": filters}, heldout=["held"])
+    assert [row["prompt"] for row in place.prompts.rows("letters")] == ["abc", "x"]
     said = "2 rows (left out: 1 held_out, 1 duplicate, 1 too_long)"
-    assert place.progress.lines == [f"  data source 'letters': {said}"]
+    assert place.context.progress.lines == [f"  data source 'letters': {said}"]
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == {
         "letters": {"rows": 2, "left_out": {"held_out": 1, "duplicate": 1, "too_long": 1}}
     }
 
 
-def test_a_template_is_checked_when_its_tokenizer_is_first_asked_for(work: Any, tiny_qwen2: Path) -> None:
-    place = work(a=["x"])
+def test_a_template_is_checked_when_its_tokenizer_is_first_asked_for(services: Any, tiny_qwen2: Path) -> None:
+    place = services(a=["x"])
     config = tiny_qwen2 / "generation_config.json"
     before = config.read_text()
     config.write_text('{"eos_token_id": 3}')
     try:
         for _ in range(2):
-            place.tokenizer(tiny_qwen2)
+            place.prompts.tokenizer(tiny_qwen2)
     finally:
         config.write_text(before)
-    (line,) = place.progress.lines
+    (line,) = place.context.progress.lines
     assert line.startswith("  template plain: the model's configuration stops at ")
 
 
@@ -118,8 +118,8 @@ def test_rows_measured_in_an_earlier_stage_have_its_pass_rates(tmp_path: Path, t
     samples.write_text(
         "".join(json.dumps({"prompt": p, "parts": {"math": right}}) + "\n" for p, right in (("a", 1.0), ("b", 1.0), ("b", 0.0)))
     )
-    place = Workplace(recipe, tmp_path, tmp_path / "run", {}, Heard())
-    assert [(row["prompt"], row["pass_rate"]) for row in place.rows("hard")] == [("b", 0.5)]
+    place = Services.of(recipe, tmp_path, tmp_path / "run", {}, Heard())
+    assert [(row["prompt"], row["pass_rate"]) for row in place.prompts.rows("hard")] == [("b", 0.5)]
 
 
 def sampled(prompt_id: str, *rewards: float | None) -> Group:
@@ -149,55 +149,57 @@ def test_where_nothing_says_how_long_prompts_are_they_have_the_room_that_the_mod
         evaluation = {"prompts": "rows", "max_completion_tokens": completion}
         keys = {"name": "r", "model": {"path": str(tiny_qwen2)}, "data": {"rows": {"jsonl": "rows.jsonl"}}, "evaluation": evaluation}
         recipe = Recipe.model_validate({**keys, "stages": [{"name": "s", "kind": "eval"}]})
-        return Workplace(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Heard()).longest_prompt()
+        return Services.of(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Heard()).engines.longest_prompt()
 
     assert (longest(200), longest(255)) == (56, 1)  # of 256 positions
     with pytest.raises(DataError, match="max_completion_tokens = 256 leaves no room for a prompt: the model has 256 positions; lower it"):
         longest(256)
 
 
-def test_an_evaluation_asks_what_model_or_setting_leave_room_for_whatever_stages_take(work: Any, tiny_qwen2: Path) -> None:
-    place = work(letters=["x"], heldout=["x" * 7, "x" * 200, "x" * 236, "x" * 237])
+def test_an_evaluation_asks_what_model_or_setting_leave_room_for_whatever_stages_take(services: Any, tiny_qwen2: Path) -> None:
+    place = services(letters=["x"], heldout=["x" * 7, "x" * 200, "x" * 236, "x" * 237])
     room = 256 - 20  # positions, without a completion
-    model = place.checkpoint("base")
+    model = place.context.checkpoint("base")
 
     def limit(**keys: Any) -> tuple[float, int]:
         recipe = Recipe.model_validate(
-            {**place.recipe.model_dump(by_alias=True), "evaluation": {"prompts": "heldout", "max_completion_tokens": 20, **keys}}
+            {**place.context.recipe.model_dump(by_alias=True), "evaluation": {"prompts": "heldout", "max_completion_tokens": 20, **keys}}
         )
-        again = Workplace(recipe, place.base, place.folder, place.artifacts, Heard())
+        again = Services.of(recipe, place.context.base, place.context.folder, place.context.artifacts, Heard())
         settings = recipe.evaluation
         assert settings is not None
-        return again.prompt_limit(settings, model), again.engine_tokens
+        return again.engines.prompt_limit(settings, model), again.engines.engine_tokens
 
     assert limit() == (room, 256)
     assert limit(max_prompt_tokens=199) == (199, 236 + 20)  # one engine for all, which has 512 tokens of room or as many as the model has
-    assert len(place.prompts("heldout", place.tokenizer(tiny_qwen2), room, called="evaluation.max_prompt_tokens").prompts) == 3
+    assert (
+        len(place.prompts.prompts("heldout", place.prompts.tokenizer(tiny_qwen2), room, called="evaluation.max_prompt_tokens").prompts) == 3
+    )
 
 
-def test_rows_that_a_stage_leaves_out_or_mends_are_said_and_written_down(work: Any, tmp_path: Path, tiny_qwen2: Path) -> None:
-    place = work(letters=["x" * 5, "x" * 50, "x" * 60])
-    stage = place.recipe.stages[0].model_copy(update={"max_tokens": 20})
-    found = tokenised(place.rows("letters"), Checkpoint(tiny_qwen2), stage, place)
+def test_rows_that_a_stage_leaves_out_or_mends_are_said_and_written_down(services: Any, tmp_path: Path, tiny_qwen2: Path) -> None:
+    place = services(letters=["x" * 5, "x" * 50, "x" * 60])
+    stage = place.context.recipe.stages[0].model_copy(update={"max_tokens": 20})
+    found = tokenised(place.prompts.rows("letters"), Checkpoint(tiny_qwen2), stage, place)
     assert (len(found), found.num_too_long) == (1, 2)
-    assert place.progress.lines == ["  2 of 3 rows are longer than max_tokens = 20 and left out"]
+    assert place.context.progress.lines == ["  2 of 3 rows are longer than max_tokens = 20 and left out"]
     rows = [{"prompt": "x", "completion": "c<|end|>"}, {"prompt": "x", "completion": "c"}]
     found = tokenised(rows, Checkpoint(tiny_qwen2), stage, place)
     assert found.completions[0] == found.completions[1]
-    assert place.progress.lines[-1].startswith("  1 completion ended with the end token that is appended anyway")
+    assert place.context.progress.lines[-1].startswith("  1 completion ended with the end token that is appended anyway")
 
 
-def test_only_the_assistants_turns_count_in_a_batch(work: Any, tiny_qwen2: Path) -> None:
-    place = work(letters=["x"])
-    recipe = place.recipe.model_copy(update={"template": "./t.jinja"})
-    (place.base / "t.jinja").write_text(
+def test_only_the_assistants_turns_count_in_a_batch(services: Any, tiny_qwen2: Path) -> None:
+    place = services(letters=["x"])
+    recipe = place.context.recipe.model_copy(update={"template": "./t.jinja"})
+    (place.context.base / "t.jinja").write_text(
         "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|end|>{% endfor %}{{ 'a:' if add_generation_prompt }}"
     )
-    chat = Workplace(recipe, place.base, place.folder, place.artifacts, Heard())
+    chat = Services.of(recipe, place.context.base, place.context.folder, place.context.artifacts, Heard())
     turns = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two"))]
     rows = [{"prompt": turns[:1], "completion": turns[1:]}, {"prompt": "q", "completion": "text"}]
     batch = tokenised(rows, Checkpoint(tiny_qwen2), recipe.stages[0], chat).batch([0, 1])
-    tokenizer = chat.tokenizer(tiny_qwen2)
+    tokenizer = chat.prompts.tokenizer(tiny_qwen2)
     learned = [tokenizer.decode(tokens[mask]) for tokens, mask in zip(batch.tokens, batch.loss_mask, strict=True)]
     assert learned == ["one<|end|>two<|end|>", "text<|end|>"]
     assert batch.weights[~batch.loss_mask].sum() == 0 and batch.weights.sum() == pytest.approx(1.0)

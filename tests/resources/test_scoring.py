@@ -17,11 +17,13 @@ from grpo.algorithm.advantages import group_centre
 from grpo.config import RewardUse, RlStage, Tags
 from grpo.config.load import load_recipe
 from grpo.errors import TrainingError
-from grpo.resources.scoring import group_advantages, has_signal, score_groups, score_inputs, weights_at
+from grpo.resources.scoring import score_groups, score_inputs, weights_at
+from grpo.rl.advantages import group_advantages, has_signal
+from grpo.rl.context import asks_for_form
 from grpo.rl.step_metrics import group_metrics, over_updates, reward_failures, reward_latency
 from grpo.run.monitor import Watch
 from grpo.run.records import JsonLines
-from grpo.stages.rl import asks_for_form, watch_over
+from grpo.stages.rl import watch_over
 from grpo.types import Group, Sample
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt

@@ -11,7 +11,7 @@ import pytest
 
 from grpo.config import Recipe, RewardUse
 from grpo.errors import DataError
-from grpo.resources.context import Workplace
+from grpo.resources.services import Services
 from rollout.types import Prompt
 from tests.stages.conftest import Heard
 
@@ -26,10 +26,14 @@ def test_unreadable_gold_answers_are_in_the_runs_data_json(tmp_path: Path, heard
     stage = {"name": "reason", "kind": "rl", "prompts": ["kept", "cut"], "rewards": [{"use": "math"}], "steps": 1}
     data = {"kept": {"jsonl": "rows.jsonl"}, "cut": {"jsonl": "rows.jsonl", "filters": {"unreadable_gold": "leave_out"}}}
     recipe = Recipe.model_validate({"name": "r", "model": "m", "data": data, "stages": [stage]})
-    work = Workplace(recipe, tmp_path, tmp_path, {}, heard)
-    prompts = [Prompt(id=f"{name}/{n}", tokens=(1,), columns=row) for name in ("kept", "cut") for n, row in enumerate(work.rows([name]))]
-    with work.rewards([RewardUse(use="math")]) as rewards:
-        work.try_rewards(rewards, prompts)
+    services = Services.of(recipe, tmp_path, tmp_path, {}, heard)
+    prompts = [
+        Prompt(id=f"{name}/{n}", tokens=(1,), columns=row)
+        for name in ("kept", "cut")
+        for n, row in enumerate(services.prompts.rows([name]))
+    ]
+    with services.context.rewards([RewardUse(use="math")]) as rewards:
+        services.prompts.try_rewards(rewards, prompts)
     assert json.loads((tmp_path / "data.json").read_text()) == {
         "kept": {"rows": 40, "left_out": {}, "unreadable_gold": 2},
         "cut": {"rows": 38, "left_out": {"unreadable_gold": 2}},
@@ -50,10 +54,10 @@ def tried(tmp_path: Path, heard: Heard) -> Callable[..., None]:
     def try_rewards(rows: Sequence[dict[str, Any]], *uses: str, canary: str | None = None) -> None:
         stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": use} for use in uses], "steps": 1}
         recipe = Recipe.model_validate({"name": "r", "model": "m", "canary": canary, "stages": [stage]})
-        work = Workplace(recipe, tmp_path, tmp_path, {}, heard)
+        services = Services.of(recipe, tmp_path, tmp_path, {}, heard)
         prompts = [Prompt(id=str(number), tokens=(1,), columns={"prompt": "q", **row}) for number, row in enumerate(rows)]
-        with work.rewards([RewardUse(use=use) for use in uses]) as rewards:
-            work.try_rewards(rewards, prompts)
+        with services.context.rewards([RewardUse(use=use) for use in uses]) as rewards:
+            services.prompts.try_rewards(rewards, prompts)
 
     return try_rewards
 

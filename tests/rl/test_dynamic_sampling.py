@@ -1,4 +1,4 @@
-"""Groups that teach nothing are replaced, a bounded number of times, and every prompt is counted once."""
+"""Zero-variance groups are replaced, a bounded number of times, and every prompt is counted once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grpo.algorithm import GRPO
 from grpo.data.prompt_order import Shuffled, taken
-from grpo.resources.scoring import has_signal
+from grpo.rl.advantages import has_signal
 from grpo.rl.dynamic_sampling import Refilled, refill
 from grpo.types import Group, Sample
 from rollout.types import Completion, Prompt
@@ -43,8 +43,8 @@ class Run:
 
     def step(self) -> Refilled:
         groups = self.draw(self.prompts_at(self.position, self.per_step))
-        is_equal = lambda group: not has_signal(GRPO, group, {})  # noqa: E731
-        refilled = refill(groups, self.prompts_at, self.draw, is_equal, self.position + self.per_step, self.max_rounds)
+        has_zero_variance = lambda group: not has_signal(GRPO, group, {})  # noqa: E731
+        refilled = refill(groups, self.prompts_at, self.draw, has_zero_variance, self.position + self.per_step, self.max_rounds)
         self.position = refilled.position
         return refilled
 
@@ -78,15 +78,12 @@ def test_data_too_easy_or_too_hard_end_after_the_last_round_with_a_full_step_and
     run = Run([rewards] * 100, per_step=4, max_rounds=3)
     refilled = run.step()
     assert (len(refilled.groups), refilled.rounds, refilled.position, refilled.unfilled) == (4, 3, 16, 4)
-    assert (
-        f"4 of 4 groups teach nothing after 3 extra rounds, because their rewards are equal; groups of equal rewards are at {mean}"
-        in str(refilled.warning())
-    )
+    assert f"4 of 4 groups have zero reward variance after 3 extra rounds (mean reward {mean})" in str(refilled.warning())
     assert run.step().position == 32
 
 
 def test_groups_that_nobody_could_judge_are_replaced_and_called_so() -> None:
-    assert "nobody could judge them" in str(Run([UNJUDGED] * 9, per_step=2, max_rounds=1).step().warning())
+    assert "(no reward could score them)" in str(Run([UNJUDGED] * 9, per_step=2, max_rounds=1).step().warning())
 
 
 def test_no_prompt_is_drawn_twice_in_a_step_even_where_there_are_few() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from grpo.errors import TrainingError
-from grpo.rl.prefetch import Ahead
+from grpo.rl.prefetch import RolloutPrefetcher
 from rollout.errors import WeightSyncError
 from rollout.types import Completion
 
@@ -42,13 +42,14 @@ def pool() -> Weights:
 
 
 @pytest.fixture
-def ahead(pool: Weights) -> Iterator[Callable[..., Ahead]]:
-    """Makes an Ahead whose thread, however a test ends, is over afterwards."""
-    made: list[Ahead] = []
+def ahead(pool: Weights) -> Iterator[Callable[..., RolloutPrefetcher]]:
+    """Makes a prefetcher whose thread, however a test ends, is over afterwards."""
+    made: list[RolloutPrefetcher] = []
 
-    def make(draw: Callable[..., Any] | None = None, **settings: Any) -> Ahead:
-        made.append(Ahead(pool, draw or (lambda step, meanwhile: pool.completions(pool.version)), range(STEPS), **settings))  # type: ignore[arg-type]
-        return made[-1].__enter__()
+    def make(draw: Callable[..., Any] | None = None, **settings: Any) -> RolloutPrefetcher:
+        made.append(RolloutPrefetcher(pool, draw or (lambda step, meanwhile: pool.completions(pool.version)), range(STEPS), **settings))  # type: ignore[arg-type]
+        made[-1].start()
+        return made[-1]
 
     yield make
     for each in made:
@@ -56,20 +57,20 @@ def ahead(pool: Weights) -> Iterator[Callable[..., Ahead]]:
         assert not each._thread.is_alive()
 
 
-def trained(ahead: Ahead, update: Callable[[int], None] = lambda step: None) -> list[int]:
+def trained(ahead: RolloutPrefetcher, update: Callable[[int], None] = lambda step: None) -> list[int]:
     """A trainer's part of all steps. Returns how old each step's samples were."""
     trainer, staleness = {"version": 0}, []
     for step in range(STEPS):
         staleness.append(step - ahead.result(step).oldest_version)
         update(step)
         trainer["version"] = step + 1
-        ahead.post(lambda: trainer["version"], step + 1)
+        ahead.push(lambda: trainer["version"], step + 1)
     return staleness
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, [0] * 6), (1, [0, 1, 1, 1, 1, 1]), (2, [0, 1, 2, 2, 2, 2]), (9, [0, 1, 2, 3, 4, 5])])
 def test_a_deterministic_run_draws_each_step_by_the_same_weights_whatever_the_times(
-    ahead: Callable[..., Ahead], pool: Weights, most: int, expected: list[int]
+    ahead: Callable[..., RolloutPrefetcher], pool: Weights, most: int, expected: list[int]
 ) -> None:
     drawn = []
 
@@ -82,7 +83,7 @@ def test_a_deterministic_run_draws_each_step_by_the_same_weights_whatever_the_ti
     assert drawn == list(range(STEPS))
 
 
-def test_otherwise_a_step_is_drawn_by_the_newest_weights_there_are(ahead: Callable[..., Ahead], pool: Weights) -> None:
+def test_otherwise_a_step_is_drawn_by_the_newest_weights_there_are(ahead: Callable[..., RolloutPrefetcher], pool: Weights) -> None:
     slow = lambda step, meanwhile: (time.sleep(0.05), pool.completions(pool.version))[1]  # noqa: E731
     assert trained(ahead(slow, max_staleness=4, is_deterministic=False)) == [
         0,
@@ -94,18 +95,18 @@ def test_otherwise_a_step_is_drawn_by_the_newest_weights_there_are(ahead: Callab
     ]  # the trainer waits, so only what is being drawn is old
 
 
-def test_no_step_is_drawn_further_ahead_than_allowed(ahead: Callable[..., Ahead], pool: Weights) -> None:
+def test_no_step_is_drawn_further_ahead_than_allowed(ahead: Callable[..., RolloutPrefetcher], pool: Weights) -> None:
     drawn: list[int] = []
     runs = ahead(lambda step, meanwhile: (drawn.append(step), pool.completions(0))[1], max_staleness=2, is_deterministic=False)
     time.sleep(0.2)
     assert drawn == [0, 1, 2]
-    runs.post(lambda: 1, 1).receipts.result(timeout=5)
+    runs.push(lambda: 1, 1).receipts.result(timeout=5)
     runs.result(3)
     time.sleep(0.1)
     assert drawn == [0, 1, 2, 3]
 
 
-def test_in_flight_weights_change_while_samples_are_drawn(ahead: Callable[..., Ahead], pool: Weights) -> None:
+def test_in_flight_weights_change_while_samples_are_drawn(ahead: Callable[..., RolloutPrefetcher], pool: Weights) -> None:
     posted = threading.Event()
 
     def draw(step: int, meanwhile: Callable[[], None]) -> list[list[Completion]]:
@@ -117,13 +118,13 @@ def test_in_flight_weights_change_while_samples_are_drawn(ahead: Callable[..., A
 
     runs = ahead(draw, max_staleness=1, is_deterministic=False, in_flight=True)
     runs.result(0)
-    runs.post(lambda: 1, 1)
+    runs.push(lambda: 1, 1)
     posted.set()
     (((one,),), oldest) = (lambda drawn: (drawn.completions, drawn.oldest_version))(runs.result(1))
     assert one.versions == ((0, 0), (1, 1)) and oldest == 0
 
 
-def test_in_flight_waits_where_new_weights_mean_a_new_engine(ahead: Callable[..., Ahead], pool: Weights) -> None:
+def test_in_flight_waits_where_new_weights_mean_a_new_engine(ahead: Callable[..., RolloutPrefetcher], pool: Weights) -> None:
     pool.mode, posted = "rebuild", threading.Event()
 
     def draw(step: int, meanwhile: Callable[[], None]) -> list[list[Completion]]:
@@ -134,48 +135,53 @@ def test_in_flight_waits_where_new_weights_mean_a_new_engine(ahead: Callable[...
         return pool.completions(first)
 
     runs = ahead(draw, max_staleness=1, is_deterministic=False, in_flight=True)
-    runs.post(lambda: 1, 1) if runs.result(0) else None
+    runs.push(lambda: 1, 1) if runs.result(0) else None
     posted.set()
     assert runs.result(1).completions[0][0].versions == ((0, 0),)
     assert runs.result(2).oldest_version == 1
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_what_is_done_with_new_weights_is_done_with_exactly_these(ahead: Callable[..., Ahead], pool: Weights, most: int) -> None:
+def test_what_is_done_with_new_weights_is_done_with_exactly_these(
+    ahead: Callable[..., RolloutPrefetcher], pool: Weights, most: int
+) -> None:
     runs = ahead(max_staleness=most)
     for step in range(STEPS):
         runs.result(step)
-        posted = runs.post(lambda step=step: step + 1, step + 1, then=lambda meanwhile: pool.version)
-        assert posted.found.result(timeout=5) == step + 1
+        posted = runs.push(lambda step=step: step + 1, step + 1, evaluate=lambda meanwhile: pool.version)
+        assert posted.evaluation.result(timeout=5) == step + 1
 
 
 @pytest.mark.parametrize("stop", [0, 2, 4])
 def test_a_run_that_stops_and_goes_on_with_what_it_kept_draws_as_one_that_did_not(
-    ahead: Callable[..., Ahead], pool: Weights, stop: int
+    ahead: Callable[..., RolloutPrefetcher], pool: Weights, stop: int
 ) -> None:
-    versions = lambda runs, steps: [(runs.result(step).oldest_version, runs.post(lambda v=step + 1: v, step + 1))[0] for step in steps]  # noqa: E731
+    versions = lambda runs, steps: [(runs.result(step).oldest_version, runs.push(lambda v=step + 1: v, step + 1))[0] for step in steps]  # noqa: E731
     whole = ahead(max_staleness=2)
     undisturbed = versions(whole, range(STEPS))
     whole.close()
     pool.version = 0
     first = ahead(max_staleness=2)
     before = versions(first, range(stop + 1))
-    kept = first.drawn_by_older_weights(stop)
+    kept = first.rollouts_of_older_weights(stop)
     first.close()
     pool.version = stop + 1
-    again = Ahead(pool, lambda step, _: pool.completions(pool.version), range(stop + 1, STEPS), max_staleness=2, kept=kept)  # type: ignore[arg-type]
-    with again:
+    again = RolloutPrefetcher(pool, lambda step, _: pool.completions(pool.version), range(stop + 1, STEPS), max_staleness=2, kept=kept)  # type: ignore[arg-type]
+    again.start()
+    try:
         assert before + versions(again, range(stop + 1, STEPS)) == undisturbed == [0, 0, 0, 1, 2, 3]
+    finally:
+        again.close()
 
 
 @pytest.mark.parametrize("most", [0, 2])
-def test_a_failed_sync_is_raised_where_samples_are_waited_for(ahead: Callable[..., Ahead], pool: Weights, most: int) -> None:
+def test_a_failed_sync_is_raised_where_samples_are_waited_for(ahead: Callable[..., RolloutPrefetcher], pool: Weights, most: int) -> None:
     pool.refuses = 2
     with pytest.raises(WeightSyncError, match="w was not received"):
         trained(ahead(max_staleness=most))
 
 
-def test_a_stage_that_ends_early_ends_its_drawing(ahead: Callable[..., Ahead]) -> None:
+def test_a_stage_that_ends_early_ends_its_drawing(ahead: Callable[..., RolloutPrefetcher]) -> None:
     ended = []
 
     def endless(step: int, meanwhile: Callable[[], None]) -> Any:
@@ -193,23 +199,23 @@ def test_a_stage_that_ends_early_ends_its_drawing(ahead: Callable[..., Ahead]) -
     assert ended == [0] and time.monotonic() - began < 2
 
 
-def test_a_stage_that_ends_early_ends_what_is_being_done_with_its_weights(ahead: Callable[..., Ahead]) -> None:
+def test_a_stage_that_ends_early_ends_what_is_being_done_with_its_weights(ahead: Callable[..., RolloutPrefetcher]) -> None:
     def evaluate(meanwhile: Callable[[], None]) -> None:
         while True:
             meanwhile()
             time.sleep(0.01)
 
     runs = ahead()
-    posted = runs.post(lambda: 1, 1, then=evaluate)
+    posted = runs.push(lambda: 1, 1, evaluate=evaluate)
     time.sleep(0.05)
     runs.close()
     with pytest.raises(TrainingError, match="the stage ended"):
-        posted.found.result(timeout=2)
+        posted.evaluation.result(timeout=2)
 
 
-def test_a_sync_is_over_before_what_is_done_with_its_weights(ahead: Callable[..., Ahead], pool: Weights) -> None:
+def test_a_sync_is_over_before_what_is_done_with_its_weights(ahead: Callable[..., RolloutPrefetcher], pool: Weights) -> None:
     may_end = threading.Event()
-    posted = ahead().post(lambda: 1, 1, then=lambda meanwhile: may_end.wait(5))
-    assert posted.receipts.result(timeout=5) == [1] and not posted.found.done()  # its time is the sync's alone
+    posted = ahead().push(lambda: 1, 1, evaluate=lambda meanwhile: may_end.wait(5))
+    assert posted.receipts.result(timeout=5) == [1] and not posted.evaluation.done()  # its time is the sync's alone
     may_end.set()
-    assert posted.found.result(timeout=5) is True
+    assert posted.evaluation.result(timeout=5) is True

@@ -12,9 +12,11 @@ import pytest
 
 from grpo.algorithm import load_algorithm
 from grpo.config import Recipe
-from grpo.resources.context import Workplace
-from grpo.stages.rl import RlLoop, gap_bound
-from grpo.types import Checkpoint
+from grpo.resources.services import Services
+from grpo.rl.context import RlContext
+from grpo.rl.loop import make_loop
+from grpo.rl.step_metrics import StepReporter
+from grpo.rl.updates import gap_bound
 from rewards import RewardRuntime, RewardSpec
 from rollout.types import Completion, Prompt
 from tests.stages.conftest import Heard
@@ -52,6 +54,20 @@ class NoTrainer:
         return {"trainer": 2**30, "trainer_gpu": 2**31}
 
 
+class Steps:
+    """A loop and its reporter: ``step`` returns a step's metrics and rows."""
+
+    def __init__(self, context: RlContext, rewards: RewardRuntime, prompts: Sequence[Prompt], first: int):
+        trainer, pool = NoTrainer(), ScriptedPool()
+        self.loop = make_loop(context, trainer, pool, rewards, prompts, first=first)  # type: ignore[arg-type]
+        self.reporter = StepReporter(context, rewards, trainer, pool)  # type: ignore[arg-type]
+        self.lines: list[str] = context.progress.lines  # type: ignore[attr-defined]
+
+    def step(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        result = self.loop.step(step)
+        return self.reporter.metrics(result), self.reporter.rows(result)
+
+
 @pytest.fixture
 def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
     """A loop over 16 dull prompts, whose samples are all worth the same, and 16 lively ones."""
@@ -60,7 +76,7 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name} {i}"}) + "\n" for i in range(16)))
     runtime = RewardRuntime([RewardSpec("./letters.py:letters", None, 1.0, {}, None)], deadline_s=20, base=tmp_path)
 
-    def make(**keys: Any) -> RlLoop:
+    def make(first: int = 0, **keys: Any) -> Steps:
         stage = {"name": "s", "kind": "rl", "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "prompts": ["dull", "lively"]}
         recipe = Recipe.model_validate(
             {
@@ -71,20 +87,10 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
                 "stages": [{**stage, "rewards": [{"use": "./letters.py:letters"}], **keys}],
             }
         )
-        work = Workplace(recipe, tmp_path, tmp_path / "run", {}, Heard())
-        prompts = work.prompts(recipe.stages[0].prompts, work.tokenizer(tiny_qwen2), 64, is_endless=True).prompts
-        made = RlLoop(
-            recipe.stages[0],
-            work,
-            tmp_path,
-            load_algorithm("grpo", tmp_path),
-            Checkpoint(tiny_qwen2),
-            NoTrainer(),
-            ScriptedPool(),
-            runtime,
-            prompts,
-        )
-        return made
+        services = Services.of(recipe, tmp_path, tmp_path / "run", {}, Heard())
+        prompts = services.prompts.prompts(recipe.stages[0].prompts, services.prompts.tokenizer(tiny_qwen2), 64, is_endless=True).prompts
+        context = RlContext(recipe.stages[0], recipe, load_algorithm("grpo", tmp_path), tmp_path, services.context.progress)  # type: ignore[arg-type]
+        return Steps(context, runtime, prompts, first)
 
     with runtime:
         yield make
@@ -93,25 +99,25 @@ def loop(tmp_path: Path, tiny_qwen2: Path) -> Iterator[Any]:
 def test_dull_groups_are_replaced_and_every_prompt_drawn_is_written_down_once(loop: Any) -> None:
     dynamic = loop(dynamic_sampling={"max_rounds": 5})
     written, positions = [], []
-    with dynamic.drawing():
+    with dynamic.loop:
         for step in range(3):
             metrics, rows = dynamic.step(step)
             assert [metrics[f"memory/{of}_gib"] for of in ("trainer", "trainer_gpu", "engine")] == [1, 2, 3]
             written += rows
             positions.append(metrics["data/prompts_consumed"])
             if step == 0:
-                after_first = json.loads(json.dumps(dynamic.state(step, metrics)))
+                after_first = json.loads(json.dumps(dynamic.loop.state(step, metrics)))
             used = [row for row in rows if not row.get("replaced")]
             assert {row["prompt"].split()[0] for row in used} == {"lively"} and len(used) == 4 * 2
             assert metrics["rollout/groups_unfilled"] == 0
             assert metrics["rollout/groups_replaced"] == len({row["prompt_id"] for row in rows}) - 4
     assert all(row["prompt"].startswith("dull") and row["advantage"] == 0 for row in written if row.get("replaced"))
     counted = Counter(row["prompt_id"] for row in written)
-    assert len(counted) == positions[-1] == dynamic.position <= 32 and set(counted.values()) == {2}
+    assert len(counted) == positions[-1] == dynamic.loop.rollouts.position <= 32 and set(counted.values()) == {2}
 
-    resumed = loop(dynamic_sampling={"max_rounds": 5})
-    resumed.go_on(1, after_first["loop"])
-    with resumed.drawing(1):
+    resumed = loop(1, dynamic_sampling={"max_rounds": 5})
+    resumed.loop.resume(1, after_first["loop"])
+    with resumed.loop:
         assert [row["prompt_id"] for row in resumed.step(1)[1]] == [row["prompt_id"] for row in written if row["step"] == 2]
 
 
@@ -119,33 +125,32 @@ def test_a_resumed_run_has_at_least_the_bound_that_a_new_one_has(loop: Any) -> N
     resumed = loop(prompts="lively")
     kept = {"num_updates": 0, "position": 0, "sync": "in_place"}
     for of_the_checkpoint, now in ((0.0315, 0.05), (0.12, 0.12), (None, float("inf"))):
-        resumed.go_on(1, {**kept, "max_logprob_gap": of_the_checkpoint})
-        assert resumed.max_logprob_gap == now
+        resumed.loop.resume(1, {**kept, "max_logprob_gap": of_the_checkpoint})
+        assert resumed.loop.updates.max_logprob_gap == now
 
 
 def test_data_that_are_all_too_easy_go_on_with_a_warning_said_once(loop: Any) -> None:
     dull = loop(prompts="dull", dynamic_sampling={"max_rounds": 1})
-    with dull.drawing():
+    with dull.loop:
         for step in range(2):
             metrics, rows = dull.step(step)
             assert (metrics["rollout/groups_unfilled"], metrics["rollout/rounds"], len(rows)) == (4, 2, 8 * 2)
             assert metrics["reward/equal_groups_frac"] == 1
-    (warning,) = [line for line in dull.work.progress.lines if "teach nothing" in line]
-    assert warning.startswith("  step 1: 4 of 4 groups teach nothing after 1 extra rounds, because their rewards are equal")
-    assert "at 1.00 on average" in warning
+    (warning,) = [line for line in dull.lines if "zero reward variance" in line]
+    assert warning.startswith("  step 1: 4 of 4 groups have zero reward variance after 1 extra rounds (mean reward 1.00)")
 
 
 def test_without_dynamic_sampling_a_step_is_the_next_prompts_of_the_order(loop: Any) -> None:
     plain = loop()
-    with plain.drawing():
+    with plain.loop:
         ids = [row["prompt_id"] for step in range(3) for row in plain.step(step)[1]]
-    assert plain.position == 12 and len(set(ids)) == 12
-    assert ids[::2] == [prompt.id for prompt in plain.prompts_at(0, 12)]
+    assert plain.loop.rollouts.position == 12 and len(set(ids)) == 12
+    assert ids[::2] == [prompt.id for prompt in plain.loop.rollouts.prompts_at(0, 12)]
 
 
 def test_a_mixture_keeps_its_shares_in_every_step_and_tells_rewards_by_source(loop: Any) -> None:
     mixed = loop(prompts=[{"use": "dull", "weight": 3}, {"use": "lively", "weight": 1}])
-    with mixed.drawing():
+    with mixed.loop:
         for step in range(3):
             metrics, _ = mixed.step(step)
             assert (metrics["by_source/dull_groups"], metrics["by_source/lively_groups"]) == (3, 1)
@@ -171,11 +176,11 @@ def test_a_gap_on_its_way_to_the_bound_is_said_once_and_odd_log_probabilities_ar
 
     monkeypatch.setattr(ScriptedPool, "sample", sample)
     drifting = loop(prompts="lively")
-    drifting.max_logprob_gap = 0.1
-    with drifting.drawing():
+    drifting.loop.updates.max_logprob_gap = 0.1
+    with drifting.loop:
         counted = [drifting.step(step)[0]["rollout/nonfinite_logprobs"] for step in range(3)]
     assert counted == [4 * 2 * 2] * 3
-    (warning,) = [line for line in drifting.work.progress.lines if "drift apart" in line]
+    (warning,) = [line for line in drifting.lines if "drift apart" in line]
     assert warning.startswith(
         "  update 2: engine and trainer drift apart: mean |log-prob difference| 0.0510 a token; the run stops above 0.1000"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from grpo.config.load import load_recipe
 from grpo.errors import DataError
-from grpo.resources.context import Workplace
+from grpo.resources.services import Services
 from grpo.run.progress import Progress
 from rollout.types import Prompt
 
@@ -42,10 +42,10 @@ def start(folder: Path, rewards: str, columns: str = "{}", *overrides: str) -> N
     (folder / "mine.py").write_text(MINE)
     (folder / "start.yaml").write_text(RECIPE.format(columns=columns, rewards=rewards))
     loaded = load_recipe(str(folder / "start.yaml"), overrides)
-    work = Workplace(loaded.recipe, loaded.base, folder, {}, Progress(1))
-    prompts = [Prompt(f"sums/{index}", (1,), row) for index, row in enumerate(work.rows("sums"))]
-    with work.rewards(loaded.recipe.stages[0].rewards) as runtime:
-        work.try_rewards(runtime, prompts)
+    services = Services.of(loaded.recipe, loaded.base, folder, {}, Progress(1))
+    prompts = [Prompt(f"sums/{index}", (1,), row) for index, row in enumerate(services.prompts.rows("sums"))]
+    with services.context.rewards(loaded.recipe.stages[0].rewards) as runtime:
+        services.prompts.try_rewards(runtime, prompts)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_a_recipe_says_how_much_failure_it_bears(tmp_path: Path) -> None:
     )
     (tmp_path / "sums.jsonl").write_text(json.dumps(PLAIN[0]))
     loaded = load_recipe(str(tmp_path / "start.yaml"), [])
-    work = Workplace(loaded.recipe, loaded.base, tmp_path, {}, Progress(1))
-    with work.rewards(loaded.recipe.stages[0].rewards) as runtime:
+    services = Services.of(loaded.recipe, loaded.base, tmp_path, {}, Progress(1))
+    with services.context.rewards(loaded.recipe.stages[0].rewards) as runtime:
         assert [spec.max_error_frac for spec in runtime.specs.values()] == [0.5, 0.0, 0.1]
 
 
@@ -100,8 +100,8 @@ def test_what_the_canary_met_is_counted_in_no_step(tmp_path: Path) -> None:
     )
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PLAIN))
     loaded = load_recipe(str(tmp_path / "start.yaml"), [])
-    work = Workplace(loaded.recipe, loaded.base, tmp_path, {}, Progress(1))
-    with work.rewards(loaded.recipe.stages[0].rewards) as runtime:
-        work.try_rewards(runtime, [Prompt(str(index), (1,), row) for index, row in enumerate(PLAIN)])
+    services = Services.of(loaded.recipe, loaded.base, tmp_path, {}, Progress(1))
+    with services.context.rewards(loaded.recipe.stages[0].rewards) as runtime:
+        services.prompts.try_rewards(runtime, [Prompt(str(index), (1,), row) for index, row in enumerate(PLAIN)])
         assert not any(number for kinds in runtime.counts.values() for number in kinds.values())
         assert runtime.seconds == {"math": [], "shy": []} and runtime.first_error == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 
 from grpo.config import Recipe
 from grpo.evaluation.validation import hold_back
-from grpo.resources.context import Workplace
+from grpo.resources.context import RunContext
+from grpo.resources.gpu_sharing import GpuSharing
+from grpo.resources.services import Services
+from grpo.resources.trainers import Trainers
 from grpo.run.progress import Progress
 from grpo.stages.supervised import earlier_rows, fine_tune
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
@@ -47,32 +51,36 @@ class Near:
         self.seen.append((batch, *pace))
         return self.trainer.supervised_update(batch, *pace)
 
-    def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        result = getattr(self.trainer, method)(*arguments)
-        return lambda: result
+    def begin_save_state(self, folder: Path) -> Callable[[], Any]:
+        numbers = self.trainer.save_state(folder)
+        return lambda: numbers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
 
 
-class NearWorkplace(Workplace):
-    killed_at: int | None = None
+class NearTrainers(Trainers):
+    """Makes trainers in this process, and keeps the last one."""
+
+    def __init__(self, context: RunContext, killed_at: int | None):
+        super().__init__(context, GpuSharing())
+        self.killed_at = killed_at
 
     @contextmanager
     def trainer(self, spec: TrainerSpec) -> Iterator[Any]:
-        self.near = Near(spec, self.killed_at)
-        yield self.near
+        self.last = Near(spec, self.killed_at)
+        yield self.last
 
 
 @pytest.fixture
 def train(tmp_path: Path, tiny_qwen2: Path) -> Any:
-    """Trains the last of these stages on 12 rows and returns its workplace; train(name, *stages, killed_at=5)."""
+    """Trains the last of these stages on 12 rows and returns its trainer; train(name, *stages, killed_at=5)."""
     rows = [{"prompt": f"{i}+1=", "completion": "x" * (i + 1), "length": i} for i in range(12)]
     others = [{"prompt": f"say {letter}:", "completion": letter} for letter in "abcdef"]
     for name, written in (("sums", rows), ("words", others)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
 
-    def train(name: str, *stages: dict[str, Any], killed_at: int | None = None) -> tuple[NearWorkplace, Path]:
+    def train(name: str, *stages: dict[str, Any], killed_at: int | None = None) -> tuple[Near, Path]:
         described = [
             {"name": f"s{i}", "kind": "sft", "data": "sums", "sequences_per_update": 4, "learning_rate": 1e-3, **stage}
             for i, stage in enumerate(stages)
@@ -80,16 +88,17 @@ def train(tmp_path: Path, tiny_qwen2: Path) -> Any:
         data = {name: {"jsonl": f"{name}.jsonl"} for name in ("sums", "words")}
         keys = {"name": "r", "model": {"path": str(tiny_qwen2)}, "template": "plain", "data": data, "stages": described}
         recipe = Recipe.model_validate(keys)
-        work = NearWorkplace(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Progress(1))
-        work.num_threads, work.killed_at = 1, killed_at
+        made = Services.of(recipe, tmp_path, tmp_path / "run", {"base": Checkpoint(tiny_qwen2)}, Progress(1), num_threads=1)
+        trainers = NearTrainers(made.context, killed_at)
+        services = replace(made, trainers=trainers)
         stage: Any = recipe.stages[-1]
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         try:
-            fine_tune(work.rows(stage.data), Checkpoint(tiny_qwen2), stage, 0, work, folder, earlier_rows(stage, work))
+            fine_tune(services.prompts.rows(stage.data), Checkpoint(tiny_qwen2), stage, 0, services, folder, earlier_rows(stage, services))
         except Killed:
             assert killed_at is not None
-        return work, folder
+        return trainers.last, folder
 
     return train
 
@@ -99,8 +108,8 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_phases_have_rows_rates_and_sizes_of_their_own(train: Any) -> None:
-    work, folder = train("phased", {"curriculum": CURRICULUM, "learning_rate": 1e-3})
-    batches, rates, decays = zip(*work.near.seen, strict=True)
+    trainer, folder = train("phased", {"curriculum": CURRICULUM, "learning_rate": 1e-3})
+    batches, rates, decays = zip(*trainer.seen, strict=True)
     assert [len(batch) for batch in batches] == [2, 2, 4, 4, 4, 4, 4, 4]
     assert rates == (0.1, 0.1, 1, 1, 1, 1, 1, 1) and decays == (None,) * 5 + (0.1,) * 3
     lengths = [
@@ -115,7 +124,7 @@ def test_phases_have_rows_rates_and_sizes_of_their_own(train: Any) -> None:
 
 
 def test_a_drop_leads_back_to_the_best_model_and_lowers_the_learning_rate(train: Any) -> None:
-    work, folder = train("fast", TOO_FAST)
+    trainer, folder = train("fast", TOO_FAST)
     rows = metrics_of(folder)
     looks = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
     rollbacks = {row["step"]: row["validation/rollbacks"] for row in rows if "validation/rollbacks" in row}
@@ -131,7 +140,7 @@ def test_a_drop_leads_back_to_the_best_model_and_lowers_the_learning_rate(train:
 
 
 def test_the_stage_ends_with_the_best_model_it_saw(train: Any, tmp_path: Path) -> None:
-    work, folder = train("fast", TOO_FAST)
+    trainer, folder = train("fast", TOO_FAST)
     looks = {row["step"]: row["validation/loss"] for row in metrics_of(folder) if "validation/loss" in row}
     best = min(looks, key=lambda step: looks[step])
     assert best < 8, "the last update was to make it worse"
@@ -165,12 +174,12 @@ def test_killed_twice_and_resumed_is_the_same_to_the_bit(train: Any, stages: lis
 
 
 def test_replayed_rows_are_their_share_beside_the_stage_s_own(train: Any) -> None:
-    work, folder = train("replayed", {"data": "words"}, {"replay": 0.2, "epochs": 4})
+    trainer, folder = train("replayed", {"data": "words"}, {"replay": 0.2, "epochs": 4})
     plain, _ = train("plain", {"epochs": 4})
     assert [row["data/replayed_rows"] for row in metrics_of(folder)] == [1] * 12  # 12 of 60
-    prompts = [tuple(batch.tokens[-1, : batch.prompt_lengths[-1]]) for batch, *_ in work.near.seen]
+    prompts = [tuple(batch.tokens[-1, : batch.prompt_lengths[-1]]) for batch, *_ in trainer.seen]
     assert [prompts.count(prompt) for prompt in set(prompts)] == [2] * 6  # two epochs of the six earlier rows
-    for (with_replay, *_), (without, *_) in zip(work.near.seen, plain.near.seen, strict=True):
+    for (with_replay, *_), (without, *_) in zip(trainer.seen, plain.seen, strict=True):
         assert with_replay.lengths[:4].tolist() == without.lengths.tolist()
 
 

@@ -70,7 +70,7 @@ def trl_gradient(trainer: PolicyTrainer, batch: Any, folder: Path, settings: dic
             "prompt_mask": mask,
             "completion_ids": padded(batch, batch.tokens.astype(float), width).long(),
             "completion_mask": padded(batch, batch.loss_mask.astype(float), width).long(),
-            "advantages": torch.from_numpy(batch.advantages),
+            "advantages": torch.from_numpy(np.array([row[row != 0][0] if row.any() else 0.0 for row in batch.advantages])),
             "old_per_token_logps": padded(batch, batch.old_logprobs, width),
             "num_items_in_batch": torch.tensor(float(batch.loss_mask.sum())),
         }

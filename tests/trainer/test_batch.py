@@ -29,7 +29,8 @@ def batch() -> Batch:
 
 def test_each_sample_has_its_own_tokens_and_advantage_and_unjudged_ones_are_left_out(batch: Batch) -> None:
     sequences = [batch.tokens[b, :length].tolist() for b, length in enumerate(batch.lengths)]
-    assert list(zip(sequences, batch.advantages.tolist(), batch.group.tolist(), strict=True)) == [
+    last = batch.advantages[np.arange(len(batch)), batch.lengths - 1]
+    assert list(zip(sequences, last.tolist(), batch.group.tolist(), strict=True)) == [
         ([1, 2, 10, 11], pytest.approx(0.1), 0),
         ([1, 2, 13, 14, 15], pytest.approx(0.3), 0),
         ([3, 21, 22], pytest.approx(0.5), 1),
@@ -47,6 +48,7 @@ def test_column_t_belongs_to_token_t_in_every_array(batch: Batch) -> None:
     np.testing.assert_array_equal(-batch.sampled_logprobs[known], batch.tokens[known])
     assert known.sum() == 8  # 2 + 3 + 2 + 1 completion tokens, a tool's included
     assert np.isnan(batch.old_logprobs).all()
+    assert (batch.advantages != 0).tolist() == known.tolist()  # none of a prompt's tokens has one
 
 
 def test_weights_are_those_of_the_whole_batch_and_travel_with_its_parts(batch: Batch) -> None:
@@ -55,7 +57,7 @@ def test_weights_are_those_of_the_whole_batch_and_travel_with_its_parts(batch: B
     assert whole.weights[whole.loss_mask].tolist() == [0.125] * 6 + [0.25]
     part = whole.take(np.array([3, 1]))
     assert part.weights.sum(axis=1).tolist() == [0.25, 0.25]
-    assert part.tokens[0, :2].tolist() == [3, 23] and part.advantages.tolist() == pytest.approx([0.6, 0.3])
+    assert part.tokens[0, :2].tolist() == [3, 23] and part.advantages.max(axis=1).tolist() == pytest.approx([0.6, 0.3])
 
 
 def test_groups_that_nobody_could_judge_make_an_empty_batch() -> None:

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from grpo.algorithm import GRPO, TABLE
-from grpo.resources.scoring import group_advantages
+from grpo.rl.advantages import group_advantages
+from grpo.rl.updates import masked_batch
 from grpo.trainer.attention import ordinary_attention
 from grpo.trainer.batch import batch_of_groups
 from grpo.trainer.policy_trainer import PolicyTrainer
@@ -77,8 +78,6 @@ def test_the_table_corrects_for_the_engine_by_token_up_to_2() -> None:
 
 
 def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> None:
-    from grpo.stages.rl import RlLoop
-
     trainer = make_trainer(row, temperature=TEMPERATURE, learning_rate=1.0, max_grad_norm=1e9)
     reference, old, now = (moved(trainer.model, seed) for seed in (None, 1, 2))
     by_model = {which: logprobs_of(model) for which, model in (("reference", reference), ("old", old))}
@@ -98,8 +97,7 @@ def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> 
             divergence[i, j] = (by_model["old"][i, j] - by_model["reference"][i, j]).sum().item()
     advantages = group_advantages(row, groups, WEIGHTS, divergence)
     batch = batch_of_groups(groups, advantages.tolist())
-    masking = type("Stub", (), {"algorithm": row})()
-    batch = RlLoop.masked(masking, batch, groups).with_weights(row.aggregate, MAX_TOKENS)
+    batch = masked_batch(row, batch, groups).with_weights(row.aggregate, MAX_TOKENS)
     old_BT = np.full(batch.tokens.shape, np.nan)
     for b, (i, j) in enumerate(JUDGED):
         old_BT[b, len(PROMPTS[i]) : len(PROMPTS[i]) + len(COMPLETIONS[i][j])] = by_model["old"][i, j]

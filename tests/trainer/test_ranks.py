@@ -98,7 +98,7 @@ def refused(model: Path, place: RankPlace, shard: str) -> dict[str, Any]:
     before = flat(trainer)
     with pytest.raises(TrainingError, match="engine and trainer disagree"):
         trainer.policy_update(batch_with(), max_logprob_gap=0.01)
-    skipped = trainer.policy_update(replace(batch_with(), advantages=np.full(9, np.inf)))["train/skipped_updates"]
+    skipped = trainer.policy_update(replace(batch_with(), advantages=np.full(batch_with().tokens.shape, np.inf)))["train/skipped_updates"]
     return {"unmoved": torch.equal(before, flat(trainer)), "skipped": skipped}
 
 
