@@ -26,7 +26,7 @@ test: setup ## the tests of every day
 test-slow: setup ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
-test-faults: setup ## every fault of docs/reliability.md by number, and a table of what came of it; an hour on two cores
+test-faults: setup ## the tests of every fault, and a table of the results; an hour on two cores
 	$(PYTEST) --fault-rows -m "not gpu" $(ARGS)
 
 audit: setup ## known holes in constraints.txt (pip-audit) and secrets in tracked files (detect-secrets); needs the network

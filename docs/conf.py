@@ -1,4 +1,4 @@
-"""How do the pages of docs/ become a site? `make docs` builds it, without a network; the same files read well where they lie."""
+"""Sphinx configuration: `make docs` builds docs/ as a site without a network; the same files can be read in the repository."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+myst_enable_extensions = ["html_image"]
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 smartquotes = False
@@ -35,7 +36,7 @@ html_show_sphinx = False
 html_copy_source = False
 
 PAGE_OF = {
-    "README.md": "promises.md",
+    "README.md": "index.md",
     "recipes/README.md": "recipes.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -65,7 +66,9 @@ def _page(app, docname: str, source: list[str]) -> None:
 
 
 def _included(app, path: Path, docname: str, content: list[str]) -> None:
-    content[0] = linked_from_docs(content[0], (ROOT / "docs" / path).resolve().parent)
+    folder = (ROOT / "docs" / path).resolve().parent
+    text = linked_from_docs(content[0], folder)
+    content[0] = text.replace('<img src="docs/', '<img src="') if folder == ROOT else text
 
 
 def _docstring(app, what: str, name: str, thing, options, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What did the policy learn from? Print one group of a finished or running rl stage: its completions, rewards and advantages.
+"""Print one group of a finished or running RL stage: its completions, rewards and advantages.
 
 python examples/04_looking_into_a_group.py runs/r1-tiny/02-reason [--step 1] [--group 0]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def groups_of_step(samples: Path, step: int) -> list[list[dict]]:
-    """The groups of a step, in the order they were drawn; a group's rows stand together in samples.jsonl."""
+    """The groups of a step, in the order in which they were sampled; the rows of a group are consecutive in samples.jsonl."""
     with samples.open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row["step"] == step]
     return [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]

@@ -22,7 +22,7 @@ settings.load_profile("toolkit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-rows", action="store_true", help="run the tests of every fault and print the table of docs/reliability.md")
+    parser.addoption("--fault-rows", action="store_true", help="run the tests of every fault and print the table of faults with results")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from grpo.config import Recipe
 from grpo.resources.context import RunContext
 from grpo.resources.engines import Engines
 from grpo.resources.gpu_sharing import GpuSharing
 from grpo.resources.prompts import Prompts
+from grpo.resources.ray_cluster import stop_ray
 from grpo.resources.trainers import Trainers
 from grpo.run.progress import Progress
 from grpo.types import Artifact
@@ -36,5 +35,4 @@ class Services:
         """End the trackers, the engines and Ray."""
         self.context.trackers.close()
         self.engines.close()
-        if ray.is_initialized():
-            ray.shutdown()
+        stop_ray()

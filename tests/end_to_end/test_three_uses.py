@@ -1,4 +1,4 @@
-"""The README's three uses, as its own commands, cut down to seconds: run a recipe, a reward of one's own, distil into another architecture."""
+"""Runs the README's three uses, shortened to seconds: a recipe, a custom reward, and distillation into another architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHORT = ["model.pretrain_updates=4", "evaluation.rows=8", "stages.reason.steps=1
 
 
 def command_of(readme_line: str) -> list[str]:
-    """The arguments of the README's command that contains ``readme_line``, its --out left away."""
+    """The arguments of the README's command that contains ``readme_line``, without --out."""
     import shlex
 
     (line,) = [line for line in README.splitlines() if readme_line in line and "bin/grpo" in line]
@@ -51,13 +51,14 @@ def test_a_reward_of_ones_own(grpo: Grpo, tmp_path: Path) -> None:
         assert row["parts"]["brief"] == float(row["completion_tokens"] <= 30)
 
 
-@pytest.mark.slow  # a daily test of all six stages distils too
-def test_distil_into_another_architecture(grpo: Grpo, tmp_path: Path) -> None:
-    trained = "{path: runs/r1-tiny/05-final/model}"
-    recipe = block_after("# distil.yaml")
+@pytest.mark.slow  # a daily test of all six stages distills too
+def test_distill_into_another_architecture(grpo: Grpo, tmp_path: Path) -> None:
+    trained = "{path: ../runs/r1-tiny/05-final/model}"
+    assert "examples/distill.yaml" in command_of("grpo run examples/distill.yaml")
+    recipe = (ROOT / "examples" / "distill.yaml").read_text(encoding="utf-8")
     assert trained in recipe
     made = "{make: tiny_qwen2, problems: sums, pretrain_updates: 20}"
-    (tmp_path / "distil.yaml").write_text(recipe.replace(trained, made), encoding="utf-8")
+    (tmp_path / "distill.yaml").write_text(recipe.replace(trained, made), encoding="utf-8")
     short = [
         "evaluation.rows=8",
         "stages.student.from.pretrain_updates=4",
@@ -66,7 +67,7 @@ def test_distil_into_another_architecture(grpo: Grpo, tmp_path: Path) -> None:
         "stages.student.keep.min_reward.format=0",
     ]
     environment = {"GRPO_CACHE": str(tmp_path / "cache")}
-    result = grpo("run", tmp_path / "distil.yaml", *short, "--out", tmp_path / "run", env=environment, cwd=tmp_path)
+    result = grpo("run", tmp_path / "distill.yaml", *short, "--out", tmp_path / "run", env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     (stage,) = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]
     assert (stage["name"], stage["from"], stage["output"]) == ("student", "tiny_llama", "01-student/model")

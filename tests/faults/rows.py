@@ -1,6 +1,6 @@
 """Which faults are foreseen, what does each lead to, and which tests hold that? `make test-faults` runs them and prints this table with results.
 
-`python -m tests.faults.rows` prints it as docs/reliability.md shows it.
+`python -m tests.faults.rows` prints the table without results.
 """
 
 from __future__ import annotations
