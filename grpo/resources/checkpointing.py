@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.resources.context import RunContext
 from grpo.run.checkpoints import Checkpoints, Saved
 from grpo.run.folder import CHECKPOINTS
@@ -32,7 +32,7 @@ class CheckpointSchedule:
     """
 
     def __init__(
-        self, settings: Optimiser, total: int, trainer: TrainerClient, context: RunContext, folder: Path, logs: Sequence[JsonLines]
+        self, settings: OptimizerKeys, total: int, trainer: TrainerClient, context: RunContext, folder: Path, logs: Sequence[JsonLines]
     ):
         self.settings, self.total, self.trainer, self.context, self.logs = settings, total, trainer, context, logs
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, context.progress.say)

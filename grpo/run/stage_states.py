@@ -48,10 +48,10 @@ class PlannedStage:
             return f"{stage.samples_per_prompt} samples a prompt, at most {stage.keep.per_prompt} kept"
         if isinstance(stage, SftStage | DistillStage) and stage.curriculum is not None:
             phases = stage.curriculum.phases
-            sizes = [f"{phase.updates} of {phase.sequences_per_update or stage.sequences_per_update}" for phase in phases]
+            sizes = [f"{phase.updates} of {phase.batch_size or stage.batch_size}" for phase in phases]
             return f"{len(phases)} phase{'s' if len(phases) > 1 else ''}, in updates of so many sequences: {', '.join(sizes)}"
         if isinstance(stage, SftStage | DistillStage):
-            return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.sequences_per_update} sequences"
+            return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.batch_size} sequences"
         return "measured"
 
 
@@ -64,7 +64,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     recipe = loaded.recipe
     common = recipe.model_dump(mode="json", by_alias=True, include=set(SHARED))
     common["rollout"] = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script", "max_staleness", "weight_change"})
-    common["trainer"] = recipe.trainer.model_dump(mode="json", exclude={"offload_optimiser"})
+    common["trainer"] = recipe.trainer.model_dump(mode="json", exclude={"offload_optimizer"})
     planned: list[PlannedStage] = []
     fingerprints: dict[str, str] = {}
     problems: list[str] = []

@@ -14,7 +14,12 @@ POOL, WORKER_KILLS, RANDOM_KILLS = "rollout/test_pool.py", "faults/test_worker_k
 RUNTIME, REWARD_FAULTS, CANARY = "rewards/test_runtime.py", "rewards/test_faults.py", "rewards/test_canary.py"
 TRAINER, STATE, PLAN = "trainer/test_policy_trainer.py", "trainer/test_state.py", "run/test_stage_states.py"
 SOURCES, FILES, TEMPLATES = "data/test_sources.py", "data/test_files.py", "data/test_templates.py"
-MISTAKES, INPUTS, YAML, LOADING = "config/test_mistakes.py", "config/test_check_inputs.py", "config/test_yaml_positions.py", "config/test_load.py"
+MISTAKES, INPUTS, YAML, LOADING = (
+    "config/test_mistakes.py",
+    "config/test_check_inputs.py",
+    "config/test_yaml_positions.py",
+    "config/test_load.py",
+)
 SECURITY, PORTS, TRACKERS = "test_security.py", "pipeline/test_ray_ports.py", "run/test_trackers.py"
 HOSTILE = "rewards/code/test_hostile_code.py"
 
@@ -39,7 +44,7 @@ ROWS = (
         "the one before loads; what is left is removed, and said",
         {
             CHECKPOINTS: ["test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint"],
-            RESUME: ["test_kill_9_and_the_same_command_end_in_the_same_bits", "test_optimiser_and_weights_go_on_to_the_bit"],
+            RESUME: ["test_kill_9_and_the_same_command_end_in_the_same_bits", "test_optimizer_and_weights_go_on_to_the_bit"],
         },
     ),
     FaultRow(
@@ -67,7 +72,7 @@ ROWS = (
         {
             RESUME: [
                 "test_kill_9_and_the_same_command_end_in_the_same_bits",
-                "test_optimiser_and_weights_go_on_to_the_bit",
+                "test_optimizer_and_weights_go_on_to_the_bit",
                 "test_supervised_training_goes_on_in_the_middle_of_an_epoch",
             ],
             STATE: ["test_resumed_training_is_undisturbed_training", "test_two_ranks_go_on_to_the_bit_each_with_its_own_shard"],

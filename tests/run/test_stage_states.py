@@ -260,7 +260,7 @@ def test_a_stage_depends_on_the_rows_it_replays(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_curriculum_is_told_by_its_phases(recipe: Path, tmp_path: Path) -> None:
-    curriculum = "stages.one.curriculum={phases: [{updates: 4, sequences_per_update: 8}, {updates: 9}]}"
+    curriculum = "stages.one.curriculum={phases: [{updates: 4, batch_size: 8}, {updates: 9}]}"
     first, *_ = make_plan(load_recipe(str(recipe), [curriculum], check_inputs=False), RunFolder(tmp_path / "run"))
     assert first.sizes == "2 phases, in updates of so many sequences: 4 of 8, 9 of 32"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from grpo.algorithm import GRPO
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from rollout.weight_sync.proof import read_safetensors
 from rollout.weight_sync.weights import unpack_weights
@@ -34,7 +34,7 @@ def test_experts_are_handed_out_one_by_one(tmp_path: Path, tokenizer) -> None:
     tokenizer.save_pretrained(tmp_path)
     expected = read_safetensors(tmp_path)
     assert "model.layers.0.mlp.experts.3.gate_proj.weight" in expected
-    trainer = PolicyTrainer(TrainerSpec(tmp_path, Optimiser(), 1, GRPO))
+    trainer = PolicyTrainer(TrainerSpec(tmp_path, OptimizerKeys(), 1, GRPO))
     exported = unpack_weights(trainer.export_weights(1))
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], weight) for name, weight in expected.items())
@@ -47,6 +47,6 @@ def test_a_model_can_be_saved_where_training_started(tmp_path: Path, tiny_qwen2:
     """Making a tiny model does so; its generation settings stay as they were."""
     folder = Path(shutil.copytree(tiny_qwen2, tmp_path / "model"))
     settings = (folder / "generation_config.json").read_bytes()
-    PolicyTrainer(TrainerSpec(folder, Optimiser(), 1)).save(folder)
+    PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1)).save(folder)
     assert (folder / "generation_config.json").read_bytes() == settings
     assert read_safetensors(folder)
