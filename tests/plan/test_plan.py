@@ -50,7 +50,7 @@ data: {rows: {jsonl: rows.jsonl}}
 hardware: {gpus: 2, gpu_memory_gib: 80, memory_gib: 500, cpus: 8, disk_gib: 100}
 stages:
   - {name: one, kind: rl, prompts: rows, steps: 2, rewards: [{use: math}],
-     max_prompt_tokens: 512, max_completion_tokens: 1536, tokens_per_device: 4096}
+     max_prompt_tokens: 512, max_completion_tokens: 1536, max_tokens_per_micro_batch: 4096}
 """
 
 
@@ -91,7 +91,7 @@ def test_a_rank_of_qwen_1_5b_by_hand(recipe: Path) -> None:
         "weights": 6 * n,
         "reference": 4 * n,
         "gradients": 4 * n,
-        "optimiser": 8 * n,
+        "optimizer": 8 * n,
         "activations": 4096 * per_token + HEAD_BYTES,
     }
 
@@ -109,7 +109,7 @@ def test_keys_and_values_by_hand(recipe: Path) -> None:
 def test_sharding_and_adapters_take_less(recipe: Path) -> None:
     n = SIZES["Qwen/Qwen2.5-1.5B"]
     shared = held(memory(recipe, "trainer.ranks=4", "trainer.shard=parameters", "hardware.gpus=8"), "trainer rank")
-    assert (shared["optimiser"], shared["gradients"], shared["weights"]) == (8 * n // 4, n, n + 2 * 2 * n // 28)
+    assert (shared["optimizer"], shared["gradients"], shared["weights"]) == (8 * n // 4, n, n + 2 * 2 * n // 28)
     adapted = memory(recipe, "stages.one.lora={rank: 8, targets: [q_proj]}")
     parts = held(adapted, "trainer rank")
     assert adapted.trained == 28 * 8 * (1536 + 1536)  # A and B of q_proj in each layer
@@ -124,7 +124,7 @@ def test_sharding_and_adapters_take_less(recipe: Path) -> None:
 def test_what_does_not_fit_is_refused_with_stage_device_numbers_and_three_changes(recipe: Path) -> None:
     (problem,) = memory(recipe, "hardware.gpu_memory_gib=40").problems
     assert problem.startswith("stage 'one' does not fit: a GPU holds ")
-    for words in ("one trainer rank", "optimiser 11.5", "39.0 are available", "(1) ", "(2) ", "(3) "):
+    for words in ("one trainer rank", "optimizer 11.5", "39.0 are available", "(1) ", "(2) ", "(3) "):
         assert words in problem, problem
     assert "(4)" not in problem
 
@@ -135,14 +135,14 @@ def test_what_the_refusal_advises_first_helps(recipe: Path) -> None:
     changes = {
         "gradient_checkpointing": ["stages.one.gradient_checkpointing=true"],
         "lora": ["stages.one.lora={rank: 16}"],
-        "trainer.offload_optimiser": ["trainer.offload_optimiser=true"],
-        "max_completion_tokens": ["stages.one.max_completion_tokens=384", "stages.one.tokens_per_device=896"],
+        "trainer.offload_optimizer": ["trainer.offload_optimizer=true"],
+        "max_completion_tokens": ["stages.one.max_completion_tokens=384", "stages.one.max_tokens_per_micro_batch=896"],
     }
     assert memory(recipe, "hardware.gpu_memory_gib=40", *changes[advised]).problems == ()
 
 
 def test_a_context_longer_than_the_model_has_is_refused(recipe: Path) -> None:
-    changes = ["model.path=Qwen/Qwen2.5-Math-1.5B", "stages.one.max_completion_tokens=8192", "stages.one.tokens_per_device=9000"]
+    changes = ["model.path=Qwen/Qwen2.5-Math-1.5B", "stages.one.max_completion_tokens=8192", "stages.one.max_tokens_per_micro_batch=9000"]
     loaded = load_recipe(str(recipe), changes)
     (finding,) = model_findings(loaded.recipe, loaded.base)
     assert "8,704 tokens, and Qwen/Qwen2.5-Math-1.5B has 4,096 positions" in finding.text and finding.keys == ("stages", 0)
@@ -152,6 +152,7 @@ def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_con
     config = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
     assert memory(recipe, f"model.path={tmp_path}").problems == ()  # 512 + 1,536 = 2,048
     problems = memory(recipe, f"model.path={tmp_path}", "stages.one.max_prompt_tokens=513").problems
     assert any(
@@ -418,7 +419,7 @@ def test_one_gpu_by_turns_holds_the_larger_of_engine_and_trainer_and_main_memory
         {"trainer_asleep": 16 * n, "exported_weights": 2 * n, "unpacked_weights": 2 * n, "engines_asleep": 2 * n},
     )
     assert held(by_turns, "node, in a sync") == {**syncing, "driver": driver}
-    offloaded = memory(recipe, alone, "rollout.sleep=true", "trainer.offload_optimiser=true")
+    offloaded = memory(recipe, alone, "rollout.sleep=true", "trainer.offload_optimizer=true")
     assert held(offloaded, "node, in a sync")["trainer_asleep"] == 16 * n  # the moments lie there anyway
     assert held(by_turns, "trainer ranks of a node") == {"models_as_read": 4 * n, "driver": driver, "engines_asleep": 2 * n}
     several = memory(recipe, "hardware={gpus: 2, gpu_memory_gib: 60, memory_gib: 500}", "rollout.sleep=true")
