@@ -61,7 +61,7 @@ def main() -> float:
     steps = parser.parse_args().steps
     policy = make_policy(seed=0)
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     mean_reward = 0.0
     for step in range(1, steps + 1):
@@ -80,10 +80,10 @@ def main() -> float:
         surrogate_BT = clipped_surrogate(new_BT - new_BT.detach(), advantages_B[:, None], CLIP, CLIP)
         weights_BT = token_weights(mask_BT, "sequence_mean", max_tokens=MAX_TOKENS).float()
         loss = ((surrogate_BT + KL_COEF * k3(new_BT, reference_BT)) * weights_BT).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         mean_reward = rewards_B.mean().item()
         if step % 10 == 0 or step == 1:
             print(f"step {step:3d}  reward {mean_reward:.2f}  loss {loss.item():+.4f}")

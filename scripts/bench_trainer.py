@@ -1,7 +1,7 @@
 """How fast and how lean is one update? Against the naive way and against the machine's own matrix products.
 
     python scripts/bench_trainer.py [--model smollm2] [--shapes 48/36 128/128] [--prompts 8] [--samples 8] [--rounds 3] [--json]
-    python scripts/bench_trainer.py --memory 8x16x512 [--tokens-per-device 2048]
+    python scripts/bench_trainer.py --memory 8x16x512 [--max-tokens-per-micro-batch 2048]
 
 Random weights of the named shapes; random tokens, completions a third shorter to a third longer than named; advantages of every size, so that no
 sample is skipped. Ours, the naive way and a bfloat16 matrix product alternate in one process; medians are compared. The naive way is one padded row
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens-per-device", type=int, default=4096)
+    parser.add_argument("--max-tokens-per-micro-batch", type=int, default=4096)
     parser.add_argument("--memory", metavar="PxGxL", help="measure peak memory of P prompts x G samples x L tokens instead")
     parser.add_argument("--only", choices=["ours", "naive"], help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -137,7 +137,7 @@ def matmul_rate(device: Any) -> float:
 
 
 def naive_update(trainer: Any, batch: Any) -> None:
-    """The same loss on one padded row a sequence, logits everywhere; forward, backward and the optimiser's step."""
+    """The same loss on one padded row a sequence, logits everywhere; forward, backward and the optimizer's step."""
     import torch
 
     from grpo.algorithm.losses import clipped_surrogate
@@ -147,7 +147,9 @@ def naive_update(trainer: Any, batch: Any) -> None:
     tokens = torch.from_numpy(batch.tokens).to(device)
     mask = torch.arange(tokens.shape[1], device=device)[None] < torch.from_numpy(batch.lengths).to(device)[:, None]
     with ordinary_attention(trainer.model):
-        for rows in torch.arange(len(batch), device=device).split(max(1, trainer.spec.optimiser.tokens_per_device // tokens.shape[1])):
+        for rows in torch.arange(len(batch), device=device).split(
+            max(1, trainer.spec.optimizer.max_tokens_per_micro_batch // tokens.shape[1])
+        ):
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 logits = trainer.model(tokens[rows], attention_mask=mask[rows].long(), use_cache=False).logits
             logprobs = (logits.float() / trainer.spec.temperature).log_softmax(-1)
@@ -164,8 +166,8 @@ def compare_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     for way in ("ours", "naive"):
         command = [sys.executable, __file__, "--only", way, "--memory", arguments.memory, "--model", arguments.model]
         # The naive way holds the logits of the whole batch: that is what makes it naive.
-        budget = str(arguments.tokens_per_device) if way == "ours" else str(10**9)
-        process = subprocess.run([*command, "--tokens-per-device", budget], capture_output=True, text=True, check=False)
+        budget = str(arguments.max_tokens_per_micro_batch) if way == "ours" else str(10**9)
+        process = subprocess.run([*command, "--max-tokens-per-micro-batch", budget], capture_output=True, text=True, check=False)
         found[way] = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else None
     prompts, samples, length = map(int, arguments.memory.split("x"))
     logits = prompts * samples * length * MODELS[arguments.model][1]["vocab_size"] * 4 / 2**30
@@ -203,14 +205,14 @@ def make_trainer(folder: Path, arguments: argparse.Namespace):
     import transformers
 
     from grpo.algorithm import GRPO
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 
     family, sizes = MODELS[arguments.model]
     config = getattr(transformers, f"{family}Config")(tie_word_embeddings=True, **sizes)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
-    optimiser = Optimiser(learning_rate=1e-6, tokens_per_device=arguments.tokens_per_device)
-    return PolicyTrainer(TrainerSpec(folder, optimiser, total_updates=1000, algorithm=replace(GRPO, kl_coef=0.0)))
+    optimizer = OptimizerKeys(learning_rate=1e-6, max_tokens_per_micro_batch=arguments.max_tokens_per_micro_batch)
+    return PolicyTrainer(TrainerSpec(folder, optimizer, total_updates=1000, algorithm=replace(GRPO, kl_coef=0.0)))
 
 
 def make_batch_of(prompts: int, samples: int, prompt: int, completion: int, vocabulary: int):

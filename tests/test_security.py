@@ -85,7 +85,7 @@ class Bomb:
 
 
 def test_weights_in_a_pickle_are_refused_and_not_read(tiny_qwen2: Path, tmp_path: Path) -> None:
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.pipeline.run import _model
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
     from rollout.engines.base import EngineSettings
@@ -98,7 +98,7 @@ def test_weights_in_a_pickle_are_refused_and_not_read(tiny_qwen2: Path, tmp_path
     with pytest.raises(RecipeError, match=r"holds no \*\.safetensors; weights in a pickle are not loaded"):
         _model(str(folder), "base", SimpleNamespace(base=tmp_path))
     with pytest.raises(OSError, match="safetensors"):
-        PolicyTrainer(TrainerSpec(folder, Optimiser(tokens_per_device=64), 1))
+        PolicyTrainer(TrainerSpec(folder, OptimizerKeys(max_tokens_per_micro_batch=64), 1))
     with pytest.raises(OSError, match="safetensors"):
         HfEngine(EngineSettings(max_tokens=64)).load_model(folder, 0)
     assert not mark.exists()
@@ -109,9 +109,9 @@ def test_weights_in_a_pickle_are_refused_and_not_read(tiny_qwen2: Path, tmp_path
 BROUGHT = """
 import sys
 from pathlib import Path
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
-PolicyTrainer(TrainerSpec(Path(sys.argv[1]), Optimiser(tokens_per_device=64), 1))
+PolicyTrainer(TrainerSpec(Path(sys.argv[1]), OptimizerKeys(max_tokens_per_micro_batch=64), 1))
 """
 
 

@@ -1,6 +1,6 @@
 """What is minimised: the clipped-ratio objective per token, and the weight of each token in the sum.
 
-Aggregation is a weight matrix. It is computed once for the whole optimiser batch; the loss is then (per_token * weights).sum(), so that
+Aggregation is a weight matrix. It is computed once for the whole optimizer batch; the loss is then (per_token * weights).sum(), so that
 micro-batches, packed rows and ranks simply add up, and the same gradient comes out whatever the split.
 """
 
@@ -20,7 +20,7 @@ Surrogate = Callable[["Tensor", "Tensor", float, float], "Tensor"]
 
 
 def token_weights(loss_mask_BT: Tensor, how: Aggregate, *, max_tokens: int) -> Tensor:
-    """Weight of each token in the loss of an optimiser batch of B samples. Shape [B, T], zero outside the mask.
+    """Weight of each token in the loss of an optimizer batch of B samples. Shape [B, T], zero outside the mask.
 
     sequence_mean   1 / (B |o_i|)      each sample counts alike: GRPO (arXiv:2402.03300, eq. 3)
     token_mean      1 / sum_i |o_i|    each token counts alike: DAPO (arXiv:2503.14476, eq. 8)

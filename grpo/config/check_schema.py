@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo.config import Recipe
-from grpo.config.foreign_keys import ELSEWHERE, KINDS_ELSEWHERE
+from grpo.config.foreign_keys import ELSEWHERE, KINDS_ELSEWHERE, RENAMED
 from grpo.config.problems import Finding, Keys, Problem
 from grpo.config.yaml_positions import Node, locate, node_of
 from grpo.util.text import did_you_mean, found, listed, resembles_closely, suggestion
@@ -132,7 +132,7 @@ def _unknown_key(keys: Keys, data: Any) -> _Mistake:
     annotation = spot_at(data, parent_keys).annotation
     model = _meant(annotation, parent)
     fields = _fields(model)
-    ours = ELSEWHERE.get(str(key))
+    ours = RENAMED.get(str(key)) or ELSEWHERE.get(str(key))
     close = ours if ours in fields else did_you_mean(key, fields)
     kind = _kind(model)
     owners = [_kind(member) for member in map(_bare, _members(annotation)) if member is not model and key in _fields(member)]
@@ -142,6 +142,8 @@ def _unknown_key(keys: Keys, data: Any) -> _Mistake:
     elif ours and ours != close:
         text += f", which other toolkits have; here it is {ours}"
         close = None
+    elif str(key) in RENAMED and close == ours and close not in parent:
+        text += f", now called {close!r}"
     elif close:
         text += f"; did you mean {close!r}, which is there already?" if close in parent else f"; did you mean {close!r}?"
     else:

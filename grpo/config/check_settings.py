@@ -79,13 +79,15 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
         yield _clash(("hardware",), text, "gpus", "gpu_memory_gib")
     for index, stage in enumerate(recipe.stages):
         at: Keys = ("stages", index)
-        if isinstance(stage, config.Optimiser):
-            yield from _optimiser(stage, at)
+        if isinstance(stage, config.OptimizerKeys):
+            yield from _optimizer(stage, at)
         if isinstance(stage, SftStage | DistillStage):
             yield from _supervised(stage, recipe, at)
-        if isinstance(stage, SftStage | DistillStage) and stage.max_tokens > (stage.tokens_per_device or stage.max_tokens):
-            text = f"max_tokens {stage.max_tokens} is more than tokens_per_device {stage.tokens_per_device}: the longest row would not fit "
-            yield _clash(at, f"{text}one forward pass; raise tokens_per_device or lower max_tokens", "max_tokens", "tokens_per_device")
+        if isinstance(stage, SftStage | DistillStage) and stage.max_tokens > (
+            limit := stage.max_tokens_per_micro_batch or stage.max_tokens
+        ):
+            text = f"max_tokens {stage.max_tokens} is more than max_tokens_per_micro_batch {limit}, so the longest row would not fit; "
+            yield _clash(at, f"{text}raise that or lower this", "max_tokens", "max_tokens_per_micro_batch")
         for key in ("data", "prompts"):
             yield from _mixture(getattr(stage, key, None), (*at, key))
         if isinstance(stage, RlStage):
@@ -184,7 +186,7 @@ def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
             yield from _weight(use, (*at, name), None)
 
 
-def _optimiser(stage: config.Optimiser, at: Keys) -> Iterator[Finding]:
+def _optimizer(stage: config.OptimizerKeys, at: Keys) -> Iterator[Finding]:
     if stage.min_learning_rate > stage.learning_rate:
         text = f"min_learning_rate {stage.min_learning_rate:g} is above learning_rate {stage.learning_rate:g}; swap or lower it"
         yield _clash(at, text, "min_learning_rate", "learning_rate")
@@ -248,10 +250,10 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
         text = f"{stage.prompts_per_step} prompts cannot be shared out equally among {stage.updates_per_rollout} updates"
         yield _clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
     tokens = stage.max_prompt_tokens + stage.max_completion_tokens
-    if tokens > (stage.tokens_per_device or tokens):
-        text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than tokens_per_device {stage.tokens_per_device}: "
-        remedy = f"the longest sample would not fit one forward pass; raise tokens_per_device to {tokens} or lower the others"
-        yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "tokens_per_device")
+    if tokens > (stage.max_tokens_per_micro_batch or tokens):
+        text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than max_tokens_per_micro_batch {stage.max_tokens_per_micro_batch}: "
+        remedy = f"the longest sample would not fit; raise max_tokens_per_micro_batch to {tokens} or lower the others"
+        yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "max_tokens_per_micro_batch")
     if stage.lora is not None and stage.refresh_reference_every is not None:
         text = "with lora the reference is the weights below the adapters, which never change, so it cannot be refreshed"
         yield _clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")

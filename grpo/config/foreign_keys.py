@@ -38,7 +38,7 @@ ELSEWHERE = {
     "model_name_or_path": "model, of the recipe",
     "multi_objective_aggregation": "algorithm: gdpo, for normalize_then_sum",
     "num_iterations": "nothing: each sample is used in one update",
-    "per_device_train_batch_size": "nothing: tokens_per_device is derived, and written only to override",
+    "per_device_train_batch_size": "nothing: max_tokens_per_micro_batch is derived, and written only to override",
     "report_to": "trackers, of the recipe",
     "resume_from_checkpoint": "nothing: the same command goes on",
     "reward_weights": "weight, beside each reward: [{use: math, weight: 1.0}, ...]",
@@ -71,8 +71,8 @@ ELSEWHERE = {
     "n": "samples_per_prompt",
     "norm_adv_by_std_in_grpo": "algorithm: dr_grpo, for false",
     "ppo_epochs": "nothing: each sample is used in one update",
-    "ppo_max_token_len_per_gpu": "tokens_per_device",
-    "ppo_micro_batch_size_per_gpu": "nothing: tokens_per_device is derived, and written only to override",
+    "ppo_max_token_len_per_gpu": "max_tokens_per_micro_batch",
+    "ppo_micro_batch_size_per_gpu": "nothing: max_tokens_per_micro_batch is derived, and written only to override",
     "ppo_mini_batch_size": "updates_per_rollout: the batch's size divided by this one's",
     "prompt_key": "columns: {prompt: ...}, of the data source",
     "resume_mode": "nothing: the same command goes on",
@@ -93,6 +93,12 @@ ELSEWHERE = {
     "kl_beta": "kl_coef",
     "mini_batches": "updates_per_rollout",
     "seq_len": "max_tokens",
+}
+# Keys of earlier versions, with their names of today.
+RENAMED = {
+    "offload_optimiser": "offload_optimizer",
+    "sequences_per_update": "batch_size",
+    "tokens_per_device": "max_tokens_per_micro_batch",
 }
 KINDS_ELSEWHERE = {
     **dict.fromkeys(("grpo", "dapo", "gspo", "rloo", "ppo", "rlvr"), "rl"),

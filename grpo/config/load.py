@@ -93,10 +93,10 @@ def _findings(recipe: Recipe, base: Path, check_inputs: bool) -> list[Finding]:
 def resolved_yaml(loaded: LoadedRecipe, settled_tokens: Mapping[str, int] = NOTHING) -> str:
     """The recipe as YAML with all defaults filled in; it loads to an equal recipe.
 
-    ``settled_tokens``: by stage, the tokens_per_device that the recipe left to the machine.
+    ``settled_tokens``: by stage, the max_tokens_per_micro_batch that the recipe left to the machine.
     """
     stages = [
-        {**stage, "tokens_per_device": settled_tokens[stage["name"]]} if stage["name"] in settled_tokens else stage
+        {**stage, "max_tokens_per_micro_batch": settled_tokens[stage["name"]]} if stage["name"] in settled_tokens else stage
         for stage in loaded.resolved["stages"]
     ]
     return write_yaml({**loaded.resolved, "stages": stages})

@@ -252,9 +252,9 @@ class Trainer(Strict):
     """The policy trainer's processes, and what each of them holds."""
 
     ranks: PositiveInt = Field(1, description="processes that share every update; one a GPU, or some of a CPU's cores each")
-    shard: Shard = Field("none", description="what ranks share out: gradients and optimiser (ZeRO 2), or parameters too (ZeRO 3)")
+    shard: Shard = Field("none", description="what ranks share out: gradients and optimizer (ZeRO 2), or parameters too (ZeRO 3)")
     precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products; the weights themselves are float32")
-    offload_optimiser: bool = Field(False, description="keep the optimiser's state in host memory between updates (GPUs)")
+    offload_optimizer: bool = Field(False, description="keep the optimizer's state in host memory between updates (GPUs)")
     compile: bool = Field(False, description="fuse norms and feed-forward layers with torch.compile")
 
 
@@ -286,7 +286,7 @@ class Lora(Strict):
     )
 
 
-class Optimiser(Strict):
+class OptimizerKeys(Strict):
     """Keys of every stage that trains."""
 
     learning_rate: PositiveFloat = 1e-6
@@ -297,7 +297,7 @@ class Optimiser(Strict):
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.95
     max_grad_norm: PositiveFloat = 1.0
-    tokens_per_device: PositiveInt | None = Field(
+    max_tokens_per_micro_batch: PositiveInt | None = Field(
         None, description="tokens in one forward pass; by default what fits, by the model's shapes and the machine's memory"
     )
     checkpoint_every: PositiveInt | None = Field(
@@ -335,7 +335,7 @@ class SupervisedPhase(Strict):
     updates: PositiveInt = Field(description="how many the phase has")
     mix: Thirds | None = Field(None, description="how much of each third of the rows, by difficulty; by default all rows alike")
     learning_rate_frac: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the stage's learning rate")
-    sequences_per_update: PositiveInt | None = Field(None, description="the stage's own by default")
+    batch_size: PositiveInt | None = Field(None, description="the stage's own by default")
     weight_decay: NonNegativeFloat | None = Field(None, description="the stage's own by default")
 
 
@@ -368,15 +368,15 @@ class Ewc(Strict):
     rows: PositiveInt = Field(256, description="of earlier stages, by which it is measured what each weight means to them")
 
 
-class SupervisedKeys(Optimiser):
+class SupervisedKeys(OptimizerKeys):
     epochs: PositiveInt = 1
     checkpoint_every: PositiveInt | None = 50
-    sequences_per_update: PositiveInt = 32
+    batch_size: PositiveInt = 32
     max_tokens: PositiveInt = Field(1024, description="longer rows are left out and counted")
     curriculum: SupervisedCurriculum | None = Field(None, description="phases by difficulty, instead of epochs")
     validation: Validation | None = Field(None, description="look at the model now and then, and go back to the best one on a drop")
     replay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="this share of every update's sequences are rows of earlier stages, beside the stage's own sequences_per_update"
+        0.0, description="this share of every update's sequences are rows of earlier stages, beside the stage's own batch_size"
     )
     ewc: Ewc | None = Field(None, description="hold weights that earlier stages' rows need (arXiv:1612.00796)")
     earlier: list[str] | None = Field(
@@ -387,7 +387,7 @@ class SupervisedKeys(Optimiser):
         """How many a stage makes of so many rows of its own."""
         if self.curriculum is not None:
             return sum(phase.updates for phase in self.curriculum.phases)
-        return -(-num_rows // self.sequences_per_update) * self.epochs
+        return -(-num_rows // self.batch_size) * self.epochs
 
 
 class SftStage(StageBase, SupervisedKeys):
@@ -415,7 +415,7 @@ class DynamicSampling(Strict):
     max_rounds: PositiveInt = Field(3, description="of replacing, in one step; after them the step goes on with what it has")
 
 
-class RlStage(StageBase, Optimiser):
+class RlStage(StageBase, OptimizerKeys):
     kind: Literal["rl"]
     from_: str = Field("base", alias="from")
     prompts: Mixture

@@ -51,12 +51,12 @@ class Course(Protocol):
 def course_of(settings: SupervisedKeys, rows: Sequence[Mapping[str, Any]], seed: int) -> Course:
     """Epochs, or the phases of a curriculum. Raises DataError where a row cannot be ranked, or a phase has none to draw from."""
     if settings.curriculum is None:
-        return Epochs(len(rows), settings.sequences_per_update, settings.epochs, seed)
+        return Epochs(len(rows), settings.batch_size, settings.epochs, seed)
     by, sign = settings.curriculum.by, 1 if settings.curriculum.easy == "high" else -1
     phases = settings.curriculum.phases
     is_ranked = any(phase.mix is not None for phase in phases)
     easiness = [sign * difficulty_of(row, by, f"row {index}") if is_ranked else 0.0 for index, row in enumerate(rows)]
-    return Phases(phases, easiness, settings.sequences_per_update, seed)
+    return Phases(phases, easiness, settings.batch_size, seed)
 
 
 class Epochs:
@@ -85,7 +85,7 @@ class Phases:
     def __init__(self, phases: Sequence[SupervisedPhase], easiness: Sequence[float], per_update: int, seed: int):
         self.phases = phases
         self.ranked = easiest_first(easiness, seed)
-        self.sizes = [phase.sequences_per_update or per_update for phase in phases]
+        self.sizes = [phase.batch_size or per_update for phase in phases]
         self._begins = [0, *accumulate(phase.updates for phase in phases)]
         self._rows_before = [0, *accumulate(phase.updates * size for phase, size in zip(phases, self.sizes, strict=True))]
         self._orders = [_order_of(phase.mix, len(easiness), seed, number) for number, phase in enumerate(phases, start=1)]

@@ -138,7 +138,7 @@ def _run(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage], warning
 
 
 def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, settled: dict[str, int]) -> None:
-    """Run it and leave its record. ``settled`` holds tokens_per_device by stage; a stage whose model is made here adds its own."""
+    """Run it and leave its record. ``settled`` holds max_tokens_per_micro_batch by stage; a stage whose model is made here adds its own."""
     stage = planned.stage
     folder = run.stage(planned.number, stage.name)
     if not holds_training(folder):
@@ -152,13 +152,13 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
     if isinstance(stage, DistillStage) and not isinstance(stage.from_, str):
         work.artifacts[f"{stage.name}_student"] = _model(stage.from_, f"{stage.name}_student", work)
     work.progress.stage(planned.number, stage.name, stage.kind, f"from {planned.start}: {planned.sizes}")
-    if isinstance(stage, SftStage | RlStage | DistillStage) and stage.tokens_per_device is None:
+    if isinstance(stage, SftStage | RlStage | DistillStage) and stage.max_tokens_per_micro_batch is None:
         if stage.name not in settled:
-            from grpo.resources.token_budgets import tokens_per_device
+            from grpo.resources.token_budgets import max_tokens_per_micro_batch
 
             start = stage.from_ if isinstance(stage.from_, str) else f"{stage.name}_student"
-            settled[stage.name] = tokens_per_device(stage, work.recipe, work.base, work.artifacts[start].path)
-        stage = stage.model_copy(update={"tokens_per_device": settled[stage.name]})
+            settled[stage.name] = max_tokens_per_micro_batch(stage, work.recipe, work.base, work.artifacts[start].path)
+        stage = stage.model_copy(update={"max_tokens_per_micro_batch": settled[stage.name]})
     outcome = runner(stage, work, folder)
     if outcome.artifact is not None:
         work.artifacts[stage.name] = outcome.artifact
@@ -182,14 +182,20 @@ def _run_stage(planned: PlannedStage, run: RunFolder, work: Any, runner: Any, se
 
 
 def _settled_before(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, int]:
-    """tokens_per_device of the stages that an earlier start of this run began: kept, so that they repeat whatever memory this machine has."""
+    """The max_tokens_per_micro_batch of each stage that an earlier start of this run began, so that the stage repeats on any machine."""
     file = run.path / "recipe.yaml"
     if not file.exists():
         return {}
     begun = {each.stage.name for each in plan if run.record(each.number, each.stage.name) or run.start(each.number, each.stage.name)}
-    left_open = {stage.name for stage in loaded.recipe.stages if stage.name in begun and getattr(stage, "tokens_per_device", 0) is None}
+    left_open = {
+        stage.name for stage in loaded.recipe.stages if stage.name in begun and getattr(stage, "max_tokens_per_micro_batch", 0) is None
+    }
     stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
-    return {stage["name"]: stage["tokens_per_device"] for stage in stages if stage["name"] in left_open and stage.get("tokens_per_device")}
+    return {
+        stage["name"]: stage["max_tokens_per_micro_batch"]
+        for stage in stages
+        if stage["name"] in left_open and stage.get("max_tokens_per_micro_batch")
+    }
 
 
 def _result(metrics: Any) -> str:

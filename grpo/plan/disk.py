@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from grpo.config import AnyStage, DistillStage, Evaluation, Optimiser, Recipe, RejectStage, RlStage
+from grpo.config import AnyStage, DistillStage, Evaluation, OptimizerKeys, Recipe, RejectStage, RlStage
 from grpo.plan.architecture import Architecture
 
 CHECKPOINT_BYTES = 12  # of a trained parameter: itself and two moments, in float32
@@ -25,7 +25,7 @@ class Written:
 
 def written_by(stage: AnyStage, recipe: Recipe, model: Architecture, trained: int | None) -> Iterator[Written]:
     """``trained``: how many of the model's parameters are, where that is known."""
-    if isinstance(stage, Optimiser) and model.config is not None:
+    if isinstance(stage, OptimizerKeys) and model.config is not None:
         yield Written("model", 2 * model.parameters)
         if trained is not None:
             at_once = stage.keep_checkpoints + 2  # those that stay, the best of all, and the one that is being written

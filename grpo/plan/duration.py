@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from grpo.config import Hardware, Recipe
 from grpo.plan.work import Drawing, Training
 
-OPTIMISER_BYTES = 28  # read and written for each weight: the weight, its gradient, two moments
+OPTIMIZER_BYTES = 28  # read and written for each weight: the weight, its gradient, two moments
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def stated_rates(hardware: Hardware) -> Rates | None:
 
 
 def seconds_of_update(training: Training, tokens_per_pass: int, trained: int, recipe: Recipe, rates: Rates | Costs) -> float:
-    """One update: its work shared out over ranks, and the optimiser's way through memory."""
+    """One update: its work shared out over ranks, and the optimizer's way through memory."""
     ranks = recipe.trainer.ranks
     shared_out = ranks if recipe.trainer.shard != "none" else 1
-    optimiser = OPTIMISER_BYTES * trained / shared_out / rates.bytes_per_s
+    optimizer = OPTIMIZER_BYTES * trained / shared_out / rates.bytes_per_s
     if isinstance(rates, Costs):
         passes = ranks * math.ceil(training.tokens / ranks / tokens_per_pass)
-        return at_cost(update_quantities(training, passes), rates.update) / ranks + optimiser
-    return training.flops / ranks / rates.flops_per_s + optimiser
+        return at_cost(update_quantities(training, passes), rates.update) / ranks + optimizer
+    return training.flops / ranks / rates.flops_per_s + optimizer
 
 
 def seconds_of_drawing(drawing: Drawing, recipe: Recipe, rates: Rates | Costs) -> float:

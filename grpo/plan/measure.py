@@ -21,7 +21,7 @@ from typing import Any
 from grpo.config import Recipe
 from grpo.errors import TrainingError
 from grpo.plan.architecture import Architecture
-from grpo.plan.duration import OPTIMISER_BYTES, Costs, draw_quantities, update_quantities
+from grpo.plan.duration import OPTIMIZER_BYTES, Costs, draw_quantities, update_quantities
 from grpo.plan.work import Drawing, Training
 from grpo.trainer.machine import host_bytes
 from grpo.util.cores import num_cores
@@ -78,25 +78,25 @@ def measure_trainer(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from grpo.algorithm import GRPO
-    from grpo.config import Optimiser, Trainer
+    from grpo.config import OptimizerKeys, Trainer
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 
     prompt, completion, tokens = asked["prompt"], asked["completion"], asked["tokens_per_pass"]
     bytes_per_s = _bytes_per_s(torch)
     timed = []
     for model, lengths in _models(asked, folder):
-        layout, optimiser = Trainer(precision=asked["precision"]), Optimiser(learning_rate=1e-6, tokens_per_device=tokens)
+        layout, optimizer = Trainer(precision=asked["precision"]), OptimizerKeys(learning_rate=1e-6, max_tokens_per_micro_batch=tokens)
         algorithm = replace(GRPO, kl_coef=0.0)
         assert model.folder is not None
-        trainer = PolicyTrainer(TrainerSpec(model.folder, optimiser, 1000, algorithm, num_threads=num_cores(), layout=layout))
+        trainer = PolicyTrainer(TrainerSpec(model.folder, optimizer, 1000, algorithm, num_threads=num_cores(), layout=layout))
         for own in (round(length * completion) for length in lengths):
             sharers = min(SHARERS, max(1, (tokens - prompt) // own))
             most = max(1, tokens // (prompt + sharers * own))
             for prompts in (most, max(1, most // PART)) if own == completion else (most,):
                 batch = _batch(prompts, sharers, prompt, own, asked["config"]["vocab_size"])
                 work = Training(1, prompts, sharers, prompt, own, 3, model)
-                optimiser_s = OPTIMISER_BYTES * model.parameters / bytes_per_s
-                timed.append((update_quantities(work, 1), _typical(partial(trainer.policy_update, batch)) - optimiser_s))
+                optimizer_s = OPTIMIZER_BYTES * model.parameters / bytes_per_s
+                timed.append((update_quantities(work, 1), _typical(partial(trainer.policy_update, batch)) - optimizer_s))
     return {"update": fitted(timed), "bytes_per_s": bytes_per_s}
 
 

@@ -165,8 +165,8 @@ class _Rank:
     def tokens(self, needed: Footprint) -> int:
         """Of one pass: the recipe's, what fits, or one sequence where nothing does."""
         longest = longest_sequence(self.stage)
-        if self.stage.tokens_per_device is not None:
-            return self.stage.tokens_per_device
+        if self.stage.max_tokens_per_micro_batch is not None:
+            return self.stage.max_tokens_per_micro_batch
         try:
             return settled_tokens(needed, longest, self.available, self.site.machine.device)
         except TrainingError:
@@ -177,7 +177,7 @@ class _Rank:
             "weights": needed.weights,
             "reference": needed.reference,
             "gradients": needed.gradients,
-            "optimiser": needed.optimiser,
+            "optimizer": needed.optimizer,
             "activations": tokens * needed.per_token + HEAD_BYTES,
         }
         return Holding("trainer rank", self.site.device_name, parts, int(self.available), f"passes of {tokens:,} tokens")
@@ -199,9 +199,9 @@ class _Rank:
                 "node, in a sync", "main memory", {**syncing, "engines_asleep": engines, "driver": DRIVER_BYTES}, self.site.host_bytes
             )
             parts["engines_asleep"] = engines
-        if self.recipe.trainer.offload_optimiser:
+        if self.recipe.trainer.offload_optimizer:
             shared_out = self.recipe.trainer.ranks if self.recipe.trainer.shard != "none" else 1
-            parts["optimiser"] = ranks * 8 * self.trained // shared_out
+            parts["optimizer"] = ranks * 8 * self.trained // shared_out
         yield Holding("trainer ranks of a node", "main memory", parts, self.site.host_bytes)
 
     @property
@@ -234,8 +234,8 @@ class _Rank:
             yield "lora: {rank: 16}", self._with(lora=Lora())
         if ranks > 1 and self.recipe.trainer.shard != "parameters":
             yield "trainer.shard: parameters", self._laid_out(shard="parameters")
-        if machine.num_gpus and not self.recipe.trainer.offload_optimiser:
-            yield "trainer.offload_optimiser: true", self._laid_out(offload_optimiser=True)
+        if machine.num_gpus and not self.recipe.trainer.offload_optimizer:
+            yield "trainer.offload_optimizer: true", self._laid_out(offload_optimizer=True)
         actors = self.recipe.rollout.workers + ranks
         if machine.num_gpus == 1 and _could_sleep(self.recipe):
             rollout = self.recipe.rollout.model_copy(update={"sleep": True})
@@ -250,7 +250,7 @@ class _Rank:
             )
         key = "max_completion_tokens" if self.stage.kind == "rl" else "max_tokens"
         shorter = getattr(self.stage, key) // 4
-        yield f"{key}: {shorter}", self._with(**{key: shorter}, tokens_per_device=None)
+        yield f"{key}: {shorter}", self._with(**{key: shorter}, max_tokens_per_micro_batch=None)
 
     def _with(self, **settings: Any) -> _Rank:
         return replace(self, stage=self.stage.model_copy(update=settings))

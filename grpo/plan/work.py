@@ -123,9 +123,9 @@ def training_of(
 def _sequences(stage: SftStage | DistillStage, rows: int) -> float:
     """Of an update, on average."""
     if stage.curriculum is None:
-        return min(stage.sequences_per_update, rows)
+        return min(stage.batch_size, rows)
     phases = stage.curriculum.phases
-    return sum(phase.updates * (phase.sequences_per_update or stage.sequences_per_update) for phase in phases) / stage.num_updates(rows)
+    return sum(phase.updates * (phase.batch_size or stage.batch_size) for phase in phases) / stage.num_updates(rows)
 
 
 def rows_of_supervised(stage: SftStage | DistillStage, rows: Mapping[str, int]) -> int:

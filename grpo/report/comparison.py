@@ -23,7 +23,7 @@ CURVES = (
     ("Completion length", "tokens, mean over samples", "rollout/completion_tokens"),
     ("Well-formed", "fraction of completions", "rollout/well_formed_frac"),
     ("Truncated", "fraction of completions", "rollout/truncated_frac"),
-    ("Groups without a lesson", "fraction of groups", "reward/equal_groups_frac"),
+    ("Groups without a lesson", "fraction of groups", "reward/zero_variance_groups_frac"),
     ("Entropy of the policy", "nats per token", "policy/entropy"),
     ("KL to the reference", "nats per token", "loss/kl"),
     ("Clipping", "fraction of tokens", "loss/clipped_frac"),

@@ -11,7 +11,7 @@ from grpo.report.run_reader import RunContents, StageContents
 from grpo.report.samples import HIGH, LOW, Numbers
 
 STRICT, LENIENT = 0, 1  # colours, the same in every chart
-NOT_PARTS = ("reward/total", "reward/total_std", "reward/unjudged", "reward/equal_groups_frac")
+NOT_PARTS = ("reward/total", "reward/total_std", "reward/unjudged", "reward/zero_variance_groups_frac")
 ABOUT_A_PART = ("_error", "_timeout", "_undecidable", "_abstained", "_weight", "_s")  # failures, schedules, latencies
 CLOCKS = ("rollout", "checkpoint", "reward", "update", "sync", "eval")
 MAX_PARTS = 5
@@ -80,7 +80,12 @@ def _rl_charts(stage: StageContents) -> list[Chart | None]:
             ("rollout/truncated_frac", "truncated at the limit", 3),
         ),
         chart("Spread of the reward", "standard deviation over samples", ("reward/total_std", "spread", 0)),
-        chart("Groups without a lesson", "fraction of groups", ("reward/equal_groups_frac", "equal", 0), note="all samples equally good"),
+        chart(
+            "Groups without a lesson",
+            "fraction of groups",
+            ("reward/zero_variance_groups_frac", "equal", 0),
+            note="all samples equally good",
+        ),
         chart("Entropy of the policy", "nats per token", ("policy/entropy", "entropy", 0)),
         chart("KL to the reference", "nats per token", ("loss/kl", "KL", 0)),
         chart("Clipping", "fraction of tokens", ("loss/clipped_frac", "clipped", 0)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.resources.context import Workplace
 from grpo.run.checkpoints import Checkpoints, Saved
 from grpo.run.folder import CHECKPOINTS
@@ -31,7 +31,9 @@ class Keeper:
     checkpoint is one once ``finish`` has returned.
     """
 
-    def __init__(self, settings: Optimiser, total: int, trainer: RemoteTrainer, work: Workplace, folder: Path, logs: Sequence[JsonLines]):
+    def __init__(
+        self, settings: OptimizerKeys, total: int, trainer: RemoteTrainer, work: Workplace, folder: Path, logs: Sequence[JsonLines]
+    ):
         self.settings, self.total, self.trainer, self.work, self.logs = settings, total, trainer, work, logs
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, work.progress.say)
         self._unfinished: tuple[int, Mapping[str, Any], Callable[[], Any]] | None = None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import MadeModel, Optimiser, Tags
+from grpo.config import MadeModel, OptimizerKeys, Tags
 from grpo.data.general import general_rows
 from grpo.data.sums import steps_of, worked_sum
 
@@ -157,11 +157,15 @@ def _build(
     tokenizer = make_tokenizer([piece for document in sample for piece in document], template_phrases(render(marker), marker), tags)
     _initial_model(made, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    optimiser = Optimiser(
-        learning_rate=made.pretrain_learning_rate, warmup_updates=30, lr_schedule="cosine", weight_decay=0.1, tokens_per_device=8192
+    optimizer = OptimizerKeys(
+        learning_rate=made.pretrain_learning_rate,
+        warmup_updates=30,
+        lr_schedule="cosine",
+        weight_decay=0.1,
+        max_tokens_per_micro_batch=8192,
     )
     # The curve ends at 0 on the last update, which a stage's no longer does: so the models that published numbers start from stay the same.
-    trainer = PolicyTrainer(TrainerSpec(folder, optimiser, made.pretrain_updates - 1))
+    trainer = PolicyTrainer(TrainerSpec(folder, optimizer, made.pretrain_updates - 1))
     web_begins = round(made.pretrain_updates * (1 - WEB_FRAC))
     for update in range(made.pretrain_updates):
         pairs = list(islice(textbook if update < web_begins else web, DOCUMENTS_PER_UPDATE))

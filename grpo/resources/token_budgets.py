@@ -16,7 +16,7 @@ from grpo.trainer.rope import rope_problem
 
 
 def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mapping[str, int]) -> dict[str, int]:
-    """``settled``, with tokens_per_device of every stage whose model is known by now.
+    """``settled``, with max_tokens_per_micro_batch of every stage whose model is known by now.
 
     Raises RecipeError with all that does not fit, and with sequences longer than a model's rope type is supported for.
     """
@@ -26,10 +26,10 @@ def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mappin
         if problem := rope_problem(AutoConfig.from_pretrained(folder), longest_sequence(stage)):
             problems.append(f"stage {stage.name!r}: {problem}")
             continue
-        if stage.name in settled or (stage.tokens_per_device is not None and stage.lora is None):
+        if stage.name in settled or (stage.max_tokens_per_micro_batch is not None and stage.lora is None):
             continue
         try:
-            tokens = tokens_per_device(stage, recipe, base, folder)
+            tokens = max_tokens_per_micro_batch(stage, recipe, base, folder)
         except TrainingError as error:
             problems.append(f"stage {stage.name!r}: {error}")
         else:
@@ -39,12 +39,12 @@ def settle_all(recipe: Recipe, base: Path, folder_of_base: Path, settled: Mappin
     return found
 
 
-def tokens_per_device(stage: TrainedStage, recipe: Recipe, base: Path, model: Path) -> int:
+def max_tokens_per_micro_batch(stage: TrainedStage, recipe: Recipe, base: Path, model: Path) -> int:
     """Tokens of one pass: the recipe's, or what fits. Raises TrainingError where nothing does, or adapters match no layer."""
     machine = _this_machine()
     needed = footprint(model, stage, recipe.trainer, has_reference(stage, base), machine.device)
-    if stage.tokens_per_device is not None:
-        return stage.tokens_per_device
+    if stage.max_tokens_per_micro_batch is not None:
+        return stage.max_tokens_per_micro_batch
     return settled_tokens(needed, longest_sequence(stage), machine.free_for_a_rank(recipe, needed.num_parameters), machine.device)
 
 

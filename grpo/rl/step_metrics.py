@@ -33,7 +33,7 @@ def group_metrics(groups: Sequence[Group], advantages_PG: np.ndarray, tags: Tags
         "reward/total": float(np.mean(judged)) if judged else float("nan"),
         "reward/total_std": float(np.std(judged)) if judged else float("nan"),
         "reward/unjudged": float(len(samples) - len(judged)),
-        "reward/equal_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
+        "reward/zero_variance_groups_frac": float((advantages_PG == 0).all(axis=1).mean()),
         "rollout/completion_tokens": float(np.mean([sample.completion.num_tokens for sample in samples])),
         "rollout/nonfinite_logprobs": float(sum(_num_nonfinite(sample.completion) for sample in samples)),
         "rollout/truncated_frac": float(np.mean([sample.completion.finish == "length" for sample in samples])),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import FILE_KEYS, AnyStage, DistillStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
+from grpo.config.foreign_keys import RENAMED
 from grpo.config.load import LoadedRecipe
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
@@ -48,10 +49,10 @@ class PlannedStage:
             return f"{stage.samples_per_prompt} samples a prompt, at most {stage.keep.per_prompt} kept"
         if isinstance(stage, SftStage | DistillStage) and stage.curriculum is not None:
             phases = stage.curriculum.phases
-            sizes = [f"{phase.updates} of {phase.sequences_per_update or stage.sequences_per_update}" for phase in phases]
+            sizes = [f"{phase.updates} of {phase.batch_size or stage.batch_size}" for phase in phases]
             return f"{len(phases)} phase{'s' if len(phases) > 1 else ''}, in updates of so many sequences: {', '.join(sizes)}"
         if isinstance(stage, SftStage | DistillStage):
-            return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.sequences_per_update} sequences"
+            return f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in updates of {stage.batch_size} sequences"
         return "measured"
 
 
@@ -64,7 +65,7 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
     recipe = loaded.recipe
     common = recipe.model_dump(mode="json", by_alias=True, include=set(SHARED))
     common["rollout"] = recipe.rollout.model_dump(mode="json", include={"engine", "dtype", "script", "max_staleness", "weight_change"})
-    common["trainer"] = recipe.trainer.model_dump(mode="json", exclude={"offload_optimiser"})
+    common["trainer"] = recipe.trainer.model_dump(mode="json", exclude={"offload_optimizer"})
     planned: list[PlannedStage] = []
     fingerprints: dict[str, str] = {}
     problems: list[str] = []
@@ -83,10 +84,11 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
         record = None if redoing else run.record(number, stage.name)
         begun = record or (None if redoing else run.start(number, stage.name))
         if begun is not None and begun["fingerprint"] != fingerprint and not problems:
-            changed = {key for key in identity.keys() | begun["identity"].keys() if identity.get(key) != begun["identity"].get(key)}
-            grown = {key for key in changed & set(MAY_GROW) if identity[key] > begun["identity"][key]}
+            before, absent = begun["identity"], object()  # a key that only one version has may be null there
+            changed = {key for key in identity.keys() | before.keys() if identity.get(key, absent) != before.get(key, absent)}
+            grown = {key for key in changed & set(MAY_GROW) & identity.keys() & before.keys() if identity[key] > before[key]}
             if record is not None or not changed or changed - grown:
-                what = f"changed since: {', '.join(sorted(changed))}" if changed else "a stage before it was changed"
+                what = _what_changed(changed) if changed else "a stage before it was changed"
                 problems.append(
                     f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
                     f"undo the change, choose another --out, or make it again with --redo {stage.name}"
@@ -117,6 +119,16 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
 def places(recipe: Recipe) -> dict[str, Any]:
     """On what a half-done stage's batches, and so its bits, depend besides its identity. A finished stage does not care."""
     return {"rollout.workers": recipe.rollout.workers, "deterministic": recipe.deterministic}
+
+
+def _what_changed(changed: set[str]) -> str:
+    """The changed keys, those that earlier versions called otherwise with their names of today."""
+    renamed = {key: key.removesuffix(old) + new for key in changed for old, new in RENAMED.items() if key.rpartition(".")[2] == old}
+    others = sorted(changed - {*renamed, *renamed.values()})
+    said = [f"changed since: {', '.join(others)}"] if others or not renamed else []
+    if renamed:
+        said.append(f"renamed in this version: {', '.join(f'{old} to {new}' for old, new in sorted(renamed.items()))}")
+    return "; ".join(said)
 
 
 def _told(places: Mapping[str, Any]) -> str:

@@ -300,7 +300,7 @@ class RlLoop:
         return self.trainer.export(self.version, self.work.recipe.rollout.dtype)
 
     def minibatches(self, groups: Sequence[Group], advantages_PG: np.ndarray, step: int, max_logprob_gap: float) -> Iterator[Batch]:
-        """The step's optimiser batches: whole groups, shuffled, in updates_per_rollout equal parts, old log-probabilities fixed for all.
+        """The step's optimizer batches: whole groups, shuffled, in updates_per_rollout equal parts, old log-probabilities fixed for all.
 
         R1 shuffles samples; we shuffle groups, so that a prompt is computed once for all its samples.
         """
@@ -345,7 +345,7 @@ class RlLoop:
         return batch
 
     def update(self, batch: Batch, max_logprob_gap: float) -> dict[str, float]:
-        """One optimiser step. A batch whose gradient was not finite is kept beside the metrics, to be looked into."""
+        """One optimizer step. A batch whose gradient was not finite is kept beside the metrics, to be looked into."""
         metrics = self.trainer.policy_update(batch, max_logprob_gap)
         if metrics["train/skipped_updates"]:
             why = "no token of its samples counts" if metrics["train/empty_updates"] else "its gradient is not finite"

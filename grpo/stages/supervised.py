@@ -47,7 +47,7 @@ class Tokenised:
         return Tokenised(rows, prompts, completions, learned, self.num_too_long)  # type: ignore[arg-type]
 
     def batch(self, chosen: Sequence[int], replayed: Tokenised | None = None, replayed_rows: Sequence[int] = ()) -> Batch:
-        """One optimiser batch of these rows, and of ``replayed`` those."""
+        """One optimizer batch of these rows, and of ``replayed`` those."""
         parts = [(self, chosen), *([(replayed, replayed_rows)] if replayed is not None else [])]
         prompts = [of.prompts[i] for of, rows in parts for i in rows]
         completions = [of.completions[i] for of, rows in parts for i in rows]

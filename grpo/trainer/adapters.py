@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from grpo.config import Lora, Optimiser, Trainer
+from grpo.config import Lora, OptimizerKeys, Trainer
 from grpo.errors import TrainingError
 from grpo.trainer.ranks import whole
 from grpo.util.text import did_you_mean
@@ -138,13 +138,13 @@ def folded(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return (b @ a).mul_(scaling).add_(weight)
 
 
-def holds_rounded(config: PretrainedConfig, optimiser: Optimiser, layout: Trainer) -> bool:
+def holds_rounded(config: PretrainedConfig, optimizer: OptimizerKeys, layout: Trainer) -> bool:
     """May frozen matrices be held in bfloat16? Where their checkpoint has them so, and products are made so: nothing is lost.
 
     What is sharded stays in float32, because torch's fully_shard wants one type in a layer.
     """
     products = layout.precision == "bfloat16" and (layout.ranks == 1 or layout.shard == "none")
-    return optimiser.lora is not None and products and config.get_text_config().dtype == torch.bfloat16
+    return optimizer.lora is not None and products and config.get_text_config().dtype == torch.bfloat16
 
 
 def linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:

@@ -1,4 +1,4 @@
-"""What the trainer is given for one optimiser step: whole sequences, which of their tokens count, and what is known of each token."""
+"""What the trainer is given for one optimizer step: whole sequences, which of their tokens count, and what is known of each token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batch:
     lengths           [B]    int64    prompt and completion together
     group             [B]    int64    sequences with equal numbers have the same prompt tokens
     loss_mask         [B, T] bool     completion tokens that the policy wrote
-    weights           [B, T] float64  token_weights of the whole optimiser batch, so that any split of it adds up
+    weights           [B, T] float64  token_weights of the whole optimizer batch, so that any split of it adds up
     advantages        [B]    float64  (zeros for supervised batches)
     sampled_logprobs  [B, T] float64  the engine's, NaN where there are none
     old_logprobs      [B, T] float64  the trainer's before the first update, NaN where not computed: then the current ones stand in
@@ -43,11 +43,11 @@ class Batch:
         return len(self.lengths)
 
     def take(self, samples: np.ndarray) -> Batch:
-        """The batch of these samples (indices or a mask), weights unchanged: a part of the same optimiser batch."""
+        """The batch of these samples (indices or a mask), weights unchanged: a part of the same optimizer batch."""
         return Batch(**{field.name: getattr(self, field.name)[samples] for field in fields(self)})
 
     def with_weights(self, how: str, max_tokens: int) -> Batch:
-        """The batch with token weights of ``how`` (grpo.algorithm.losses.token_weights): these samples are one optimiser batch."""
+        """The batch with token weights of ``how`` (grpo.algorithm.losses.token_weights): these samples are one optimizer batch."""
         import torch
 
         from grpo.algorithm.losses import token_weights

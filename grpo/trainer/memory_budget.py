@@ -1,6 +1,6 @@
 """How much memory does a trainer take, and how many tokens fit one pass? From shapes, never from timings, so that a run repeats.
 
-Weights, gradients and optimiser are counted from the model without its weights. What a token leaves behind for the way back was measured on
+Weights, gradients and optimizer are counted from the model without its weights. What a token leaves behind for the way back was measured on
 two CPU cores with models of 4M to 135M parameters (2026-11-22): between 0.84 and 1.17 of the formula in ``activation_bytes``.
 """
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from grpo.algorithm import load_algorithm
-from grpo.config import DistillStage, Lora, Optimiser, RlStage, SftStage, Trainer
+from grpo.config import DistillStage, Lora, OptimizerKeys, RlStage, SftStage, Trainer
 from grpo.errors import TrainingError
 from grpo.trainer.adapters import add_adapters, holds_rounded, linear_layers
 from grpo.trainer.attention import ATTENTION, without_weights
@@ -36,20 +36,20 @@ FOLDED_BYTES = 6  # of a weight while an adapter is folded into its matrix: the 
 class Footprint:
     """Bytes that one rank holds before it sees a token, and those that each token of a pass adds.
 
-    ``at_rest``: what of them is there between updates, and the optimiser's state wherever that lies.
+    ``at_rest``: what of them is there between updates, and the optimizer's state wherever that lies.
     """
 
     weights: int
     reference: int
     gradients: int
-    optimiser: int
+    optimizer: int
     per_token: int
     num_parameters: int
     at_rest: int = 0
 
     @property
     def fixed(self) -> int:
-        return self.weights + self.reference + self.gradients + self.optimiser + HEAD_BYTES
+        return self.weights + self.reference + self.gradients + self.optimizer + HEAD_BYTES
 
     def tokens_within(self, free_bytes: float, device: str) -> int:
         """Tokens of a pass in ``free_bytes``; 0 where not even the fixed part fits."""
@@ -58,32 +58,32 @@ class Footprint:
 
     def in_words(self) -> str:
         gib = lambda number: f"{number / 2**30:.1f}"  # noqa: E731
-        parts = f"weights {gib(self.weights)}, gradients {gib(self.gradients)}, optimiser {gib(self.optimiser)}"
+        parts = f"weights {gib(self.weights)}, gradients {gib(self.gradients)}, optimizer {gib(self.optimizer)}"
         more = f", reference {gib(self.reference)}" if self.reference else ""
         return f"{parts}{more} GiB, and {self.per_token / 2**20:.2f} MiB for each token of a pass"
 
 
-def footprint(model: Path | PretrainedConfig, optimiser: Optimiser, layout: Trainer, needs_reference: bool, device: str) -> Footprint:
+def footprint(model: Path | PretrainedConfig, optimizer: OptimizerKeys, layout: Trainer, needs_reference: bool, device: str) -> Footprint:
     """Of one rank that trains the model of folder ``model``, or of those shapes. Raises TrainingError where adapters match no layer."""
     config = AutoConfig.from_pretrained(model) if isinstance(model, Path) else model
-    count = count_parameters(config.to_json_string(use_diff=False), optimiser.lora and optimiser.lora.model_dump_json())
+    count = count_parameters(config.to_json_string(use_diff=False), optimizer.lora and optimizer.lora.model_dump_json())
     parameters, trained = count.all, count.trained
-    rounded = count.in_matrices if holds_rounded(config, optimiser, layout) else 0
+    rounded = count.in_matrices if holds_rounded(config, optimizer, layout) else 0
     shared_out = layout.ranks if layout.shard != "none" else 1
     layers = Shapes.of(config).layers
     looked_up = count.looked_up if layout.shard == "none" else 0  # autocast copies what is multiplied
     copied = 2 * (parameters - rounded - looked_up) if layout.precision == "bfloat16" else 0  # by autocast, or what a layer is gathered in
     gathered = copied if layout.shard != "parameters" else 2 * copied // layers
-    moments = 0 if layout.offload_optimiser and device == "cuda" else 8 * trained
+    moments = 0 if layout.offload_optimizer and device == "cuda" else 8 * trained
     kept = (4 * parameters - 2 * rounded) // shared_out
     return Footprint(
-        weights=kept + gathered + (FOLDED_BYTES * count.largest if optimiser.lora else 0),
-        reference=4 * parameters // shared_out if needs_reference and optimiser.lora is None else 0,
+        weights=kept + gathered + (FOLDED_BYTES * count.largest if optimizer.lora else 0),
+        reference=4 * parameters // shared_out if needs_reference and optimizer.lora is None else 0,
         gradients=4 * trained // shared_out,
-        optimiser=moments // shared_out,
-        per_token=activation_bytes(config, optimiser.gradient_checkpointing),
+        optimizer=moments // shared_out,
+        per_token=activation_bytes(config, optimizer.gradient_checkpointing),
         num_parameters=parameters,
-        at_rest=kept + (4 * parameters if needs_reference and optimiser.lora is None else 0) // shared_out + 8 * trained // shared_out,
+        at_rest=kept + (4 * parameters if needs_reference and optimizer.lora is None else 0) // shared_out + 8 * trained // shared_out,
     )
 
 
@@ -149,7 +149,7 @@ def settled_tokens(needed: Footprint, longest: int, free_bytes: float, device: s
     raise TrainingError(
         f"a sequence of {longest} tokens does not fit: a trainer of {needed.num_parameters / 1e6:.0f}M parameters holds {needed.in_words()}, "
         f"and {room:.1f} GiB are free for it; shorten completions, set gradient_checkpointing: true, train with lora, share out with "
-        "trainer.shard, or write tokens_per_device yourself to try it all the same"
+        "trainer.shard, or write max_tokens_per_micro_batch yourself to try it all the same"
     )
 
 

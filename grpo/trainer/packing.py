@@ -74,7 +74,9 @@ def pack(batch: Batch, tokens_per_pass: int, rank: int = 0, ranks: int = 1) -> l
     """
     longest = int(batch.lengths.max(initial=1))
     if longest > tokens_per_pass:
-        raise ValueError(f"a sequence of {longest} tokens exceeds tokens_per_device = {tokens_per_pass}; raise it to at least that")
+        raise ValueError(
+            f"a sequence of {longest} tokens exceeds max_tokens_per_micro_batch = {tokens_per_pass}; raise it to at least that"
+        )
     share = max(longest, math.ceil(int(batch.lengths.sum()) / ranks)) if ranks > 1 else tokens_per_pass
     shares: list[list[_Tree]] = [[] for _ in range(ranks)]
     for tree in sorted(_trees(batch, min(share, tokens_per_pass)), key=lambda tree: -tree.num_tokens):

@@ -1,4 +1,4 @@
-"""The policy and its optimiser: score tokens, take an optimiser step, hand out weights."""
+"""The policy and its optimizer: score tokens, take an optimizer step, hand out weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.algorithm import Algorithm
 from grpo.algorithm.objective import Tokens, token_losses
-from grpo.config import Optimiser, Trainer
+from grpo.config import OptimizerKeys, Trainer
 from grpo.errors import TrainingError
 from grpo.trainer.adapters import add_adapters, holds_rounded, round_frozen, save_adapters
 from grpo.trainer.attention import ATTENTION
@@ -52,7 +52,7 @@ class TrainerSpec:
     """
 
     model: Path
-    optimiser: Optimiser
+    optimizer: OptimizerKeys
     total_updates: int
     algorithm: Algorithm | None = None
     sampling: SamplingParams | None = None
@@ -78,19 +78,19 @@ class PolicyTrainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.ranks = Ranks(place, spec.layout.shard, self.device)
         self.model = self._loaded()
-        self.adapted = add_adapters(self.model, spec.optimiser.lora, spec.seed) if spec.optimiser.lora else None
-        check_layout(self.model, longest_sequence(spec.optimiser) if isinstance(spec.optimiser, TrainedStage) else 0)
+        self.adapted = add_adapters(self.model, spec.optimizer.lora, spec.seed) if spec.optimizer.lora else None
+        check_layout(self.model, longest_sequence(spec.optimizer) if isinstance(spec.optimizer, TrainedStage) else 0)
         if self._holds_rounded:
             round_frozen(self.model)
             self.model.to(self.device)
-        if spec.optimiser.gradient_checkpointing:
+        if spec.optimizer.gradient_checkpointing:
             _checkpoint_layers(self.model)
         self._distribute(self.model)
         if spec.layout.compile:
             _compile_pointwise(self.model)
         needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
         self.reference = self._frozen_reference() if needs_reference and self.adapted is None else None
-        self.optimiser = self._adamw(spec.optimiser)
+        self.optimizer = self._adamw(spec.optimizer)
         self.num_updates = 0
         self._skipped_in_a_row = 0
         self._reference_is_start = True
@@ -267,16 +267,16 @@ class PolicyTrainer:
         """All that updates have changed, into ``folder``, to the bit. Returns the few numbers that belong to it, from the first rank."""
         if self.ranks.is_sharded or self.ranks.rank == 0:
             reference = None if self._reference_is_start else self.reference
-            write_tensors(dict(tensors_of(self.model, self.optimiser, reference)), folder, self._part)
+            write_tensors(dict(tensors_of(self.model, self.optimizer, reference)), folder, self._part)
         return {"num_updates": self.num_updates, "skipped_in_a_row": self._skipped_in_a_row, "reference_is_start": self._reference_is_start}
 
     def load_state(self, folder: Path, numbers: Mapping[str, float]) -> None:
         """Go on from what ``save_state`` wrote and returned."""
-        read_tensors(folder, self._part, self.model, self.optimiser, self.reference)
+        read_tensors(folder, self._part, self.model, self.optimizer, self.reference)
         self.num_updates, self._skipped_in_a_row = int(numbers["num_updates"]), int(numbers["skipped_in_a_row"])
         self._reference_is_start = bool(numbers["reference_is_start"])
-        if self.spec.layout.offload_optimiser:
-            self._move_optimiser(torch.device("cpu"))
+        if self.spec.layout.offload_optimizer:
+            self._move_optimizer(torch.device("cpu"))
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
@@ -298,7 +298,7 @@ class PolicyTrainer:
 
     def _passes(self, batch: Batch) -> list[PackedPass]:
         self._check_awake()
-        tokens = self.spec.optimiser.tokens_per_device or max(ENOUGH_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
+        tokens = self.spec.optimizer.max_tokens_per_micro_batch or max(ENOUGH_TOKENS[self.device.type], int(batch.lengths.max(initial=1)))
         return pack(batch, tokens, self.ranks.rank, self.ranks.size)
 
     def _logprobs(self, packed: PackedPass, of: PreTrainedModel | None = None) -> tuple[Tensor, Tensor]:
@@ -356,7 +356,7 @@ class PolicyTrainer:
     def _checked_gap(self, batch: Batch, now_BT: np.ndarray, bound: float) -> float:
         gap = _gap(batch, now_BT)
         if math.isfinite(bound) and not gap <= bound:
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"engine and trainer disagree: the mean absolute log-prob difference is {gap:.4f} a token, the bound {bound:.4f}; "
                 "the engine does not hold the trainer's weights, or computes something else with them"
@@ -366,18 +366,18 @@ class PolicyTrainer:
     def _row_gradients(self, batch: Batch) -> Iterator[None]:
         """Leaves, one sequence after another, the gradient of its log-probability in the parameters."""
         for b in range(len(batch)):
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             for packed in self._passes(batch.take(np.array([b]))):
                 self._logprobs(packed)[0].sum().backward()
             yield
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def _step(self, rate: float = 1.0, weight_decay: float | None = None) -> dict[str, float]:
         """Clip, step, count. A non-finite gradient skips the step but not its place in the schedule; three in a row stop the run."""
-        settings = self.spec.optimiser
+        settings = self.spec.optimizer
         self.ranks.sum_gradients(self.model)
         learning_rate = rate * learning_rate_at(self.num_updates, self.spec.total_updates, settings)
         if fault() == "out_of_memory":
@@ -387,13 +387,13 @@ class PolicyTrainer:
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)).item()
         self._skipped_in_a_row = 0 if math.isfinite(grad_norm) else self._skipped_in_a_row + 1
         if self._skipped_in_a_row == 0:
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            matrices = self.optimiser.param_groups[0]
+            matrices = self.optimizer.param_groups[0]
             matrices["weight_decay"] = settings.weight_decay if weight_decay is None else weight_decay
-            with self._optimiser_on_device():
-                self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+            with self._optimizer_on_device():
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
@@ -407,13 +407,13 @@ class PolicyTrainer:
         }
 
     @contextmanager
-    def _optimiser_on_device(self) -> Iterator[None]:
-        """Its state lies in host memory between updates where offload_optimiser says so."""
-        if self.spec.layout.offload_optimiser:
-            self._move_optimiser(self.device)
+    def _optimizer_on_device(self) -> Iterator[None]:
+        """Its state lies in host memory between updates where offload_optimizer says so."""
+        if self.spec.layout.offload_optimizer:
+            self._move_optimizer(self.device)
         yield
-        if self.spec.layout.offload_optimiser:
-            self._move_optimiser(torch.device("cpu"))
+        if self.spec.layout.offload_optimizer:
+            self._move_optimizer(torch.device("cpu"))
 
     def _check_awake(self) -> None:
         if self._is_asleep:
@@ -423,13 +423,13 @@ class PolicyTrainer:
         self.model.to(to)  # type: ignore[arg-type]
         if self.reference is not None:
             self.reference.to(to)  # type: ignore[arg-type]
-        if not self.spec.layout.offload_optimiser:
-            self._move_optimiser(to)
+        if not self.spec.layout.offload_optimizer:
+            self._move_optimizer(to)
         if self.anchor is not None:
             self.anchor = self.anchor.moved(to)
 
-    def _move_optimiser(self, to: torch.device) -> None:
-        for state in self.optimiser.state.values():
+    def _move_optimizer(self, to: torch.device) -> None:
+        for state in self.optimizer.state.values():
             state.update({name: value.to(to) for name, value in state.items() if isinstance(value, Tensor) and value.ndim > 0})
 
     def _loaded(self) -> PreTrainedModel:
@@ -440,7 +440,7 @@ class PolicyTrainer:
 
     @property
     def _holds_rounded(self) -> bool:
-        return holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimiser, self.spec.layout)
+        return holds_rounded(AutoConfig.from_pretrained(self.spec.model), self.spec.optimizer, self.spec.layout)
 
     def _frozen_reference(self) -> PreTrainedModel:
         reference = self._loaded().requires_grad_(False)
@@ -452,7 +452,7 @@ class PolicyTrainer:
             setattr(model, SCORE, MethodType(score, model))
             self.ranks.distribute(model, SCORE, rounded=self._is_rounded, keeps_layers=keeps_layers)
 
-    def _adamw(self, settings: Optimiser) -> torch.optim.AdamW:
+    def _adamw(self, settings: OptimizerKeys) -> torch.optim.AdamW:
         trained = self._trained_parameters()
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,11 +1,11 @@
 """How do several processes make one update? Each computes a share of the batch, and what they hold in common is summed or sharded.
 
     shard         what a rank holds whole                     known as
-    none          parameters, gradients, optimiser            data parallel (ZeRO stage 0)
-    gradients     parameters, from forward to backward        ZeRO stage 2: gradients and optimiser are sharded
+    none          parameters, gradients, optimizer            data parallel (ZeRO stage 0)
+    gradients     parameters, from forward to backward        ZeRO stage 2: gradients and optimizer are sharded
     parameters    one layer's parameters at a time            ZeRO stage 3: all three are sharded
 
-Token weights belong to the whole optimiser batch, so gradients are summed, never averaged. Sharding is torch's fully_shard.
+Token weights belong to the whole optimizer batch, so gradients are summed, never averaged. Sharding is torch's fully_shard.
 """
 
 from __future__ import annotations

@@ -183,12 +183,12 @@ def _first_line(error: BaseException) -> str:
 def _needs(spec: TrainerSpec) -> str:
     """What a trainer holds, what there is, and three things to change."""
     needs_reference = spec.algorithm is not None and spec.algorithm.needs_reference
-    needed = footprint(spec.model, spec.optimiser, spec.layout, needs_reference, "cpu")
-    tokens = spec.optimiser.tokens_per_device
+    needed = footprint(spec.model, spec.optimizer, spec.layout, needs_reference, "cpu")
+    tokens = spec.optimizer.max_tokens_per_micro_batch
     memory = psutil.virtual_memory()
     return (
         f"It holds {needed.in_words()}, and a pass has up to {tokens} tokens; this machine has {memory.total / 2**30:.1f} GiB, of which "
-        f"{memory.available / 2**30:.1f} are free now. Lower tokens_per_device (by half), set gradient_checkpointing: true, or train with "
+        f"{memory.available / 2**30:.1f} are free now. Lower max_tokens_per_micro_batch (by half), set gradient_checkpointing: true, or train with "
         "lora; then run again: the run resumes"
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 
 
-def learning_rate_at(update: int, total_updates: int, settings: Optimiser) -> float:
+def learning_rate_at(update: int, total_updates: int, settings: OptimizerKeys) -> float:
     """Learning rate of update ``update`` (the first is 0): a linear warm-up to the peak, then constant, linear or cosine.
 
     Linear and cosine fall to min_learning_rate on the last of ``total_updates``, or to 0 just after it: no update is made that learns nothing.

@@ -1,6 +1,6 @@
 """What does a trainer write down, so that another one goes on as if nothing had happened? Exactly what its updates change.
 
-Weights that are trained (float32 masters, or adapters), both moments and the count of the optimiser, and the reference where it is no longer the
+Weights that are trained (float32 masters, or adapters), both moments and the count of the optimizer, and the reference where it is no longer the
 model that training started from. Learning rates follow from the number of updates, and nothing is drawn at random while training, so there is no
 other state. Sharded ranks write their own shards; ranks that hold everything leave it to the first.
 """
@@ -22,11 +22,11 @@ FILE_BYTES = 2**30  # a file is gathered in memory before it is written
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def tensors_of(model: torch.nn.Module, optimiser: torch.optim.Optimizer, reference: torch.nn.Module | None) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all that is kept: this rank's part of it, not copied. The optimiser's are there once it has stepped."""
+def tensors_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer, reference: torch.nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all that is kept: this rank's part of it, not copied. The optimizer's are there once it has stepped."""
     for name, parameter in _trained(model):
         yield f"policy/{name}", _local(parameter)
-        for moment, value in optimiser.state[parameter].items():
+        for moment, value in optimizer.state[parameter].items():
             yield f"{moment}/{name}", _local(value)
     if reference is not None:
         for name, parameter in reference.named_parameters():
@@ -47,7 +47,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, part: str) -> Non
 
 @torch.no_grad()
 def read_tensors(
-    folder: Path, part: str, model: torch.nn.Module, optimiser: torch.optim.Optimizer, reference: torch.nn.Module | None
+    folder: Path, part: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, reference: torch.nn.Module | None
 ) -> None:
     """Put back what ``write_tensors`` wrote, into a trainer made from the same recipe. Raises CheckpointError naming what does not fit."""
     kept = {name: tensor for file in sorted(folder.glob(f"{part}-*.safetensors")) for name, tensor in load_file(file).items()}
@@ -62,7 +62,7 @@ def read_tensors(
         _local(parameter).copy_(kept.pop(f"policy/{name}"))
         state = {moment: kept.pop(f"{moment}/{name}") for moment in MOMENTS if f"{moment}/{name}" in kept}
         if state:
-            optimiser.state[parameter] = {moment: _placed_like(parameter, value, moment) for moment, value in state.items()}
+            optimizer.state[parameter] = {moment: _placed_like(parameter, value, moment) for moment, value in state.items()}
     if reference is not None:
         for name, parameter in reference.named_parameters():
             if f"reference/{name}" in kept:

@@ -99,7 +99,7 @@ def measure_update(bench: Bench, variant: str, rounds: int) -> None:
     tflops = 6 * parameters * tokens / seconds / 1e12
     peak = torch.cuda.max_memory_allocated() if GPU else 0
     reserved = torch.cuda.memory_reserved() if GPU else 0
-    checkpointed = bench.trainer.spec.optimiser.gradient_checkpointing
+    checkpointed = bench.trainer.spec.optimizer.gradient_checkpointing
     estimated = activation_bytes(bench.trainer.model.config, checkpointed) * max(micro_batches)
     beside_activations = at_rest + (4 + 2) * parameters  # float32 gradients, and the weights rounded to bfloat16
     record(

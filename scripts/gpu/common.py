@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from grpo.algorithm import GRPO
-from grpo.config import Lora, Optimiser, Tags, Trainer
+from grpo.config import Lora, OptimizerKeys, Tags, Trainer
 from grpo.resources.tiny_models import make_tokenizer
 from grpo.trainer.batch import Batch, make_batch
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
@@ -121,9 +121,9 @@ def make_trainer(
     lora_rank: int | None = None,
 ) -> PolicyTrainer:
     """A GRPO trainer. ``max_tokens`` is the number of tokens in a micro-batch."""
-    optimizer = Optimiser(
+    optimizer = OptimizerKeys(
         learning_rate=learning_rate,
-        tokens_per_device=max_tokens,
+        max_tokens_per_micro_batch=max_tokens,
         gradient_checkpointing=checkpointing,
         lora=Lora(rank=lora_rank) if lora_rank else None,
     )

@@ -15,8 +15,8 @@ Problems = Callable[..., list[str]]
         ("stages.reason.warmup_updates=13", "is more than the stage's 12 updates"),
         ("stages.reason.updates_per_rollout=3", "16 prompts cannot be shared out equally among 3 updates; make prompts_per_step"),
         (
-            "stages.reason={max_completion_tokens: 7681, tokens_per_device: 8192}",
-            "= 8193 is more than tokens_per_device 8192: the longest sample would not fit",
+            "stages.reason={max_completion_tokens: 7681, max_tokens_per_micro_batch: 8192}",
+            "= 8193 is more than max_tokens_per_micro_batch 8192: the longest sample would not fit",
         ),
         (
             "stages.reason.clip_low=10",
@@ -84,7 +84,7 @@ Problems = Callable[..., list[str]]
             "stages.harvest={name: more, kind: sft, from: cold, data: sums, ewc: {coef: 1}, lora: {}}",
             "ewc holds the weights that earlier stages made, and lora leaves those as they are; delete one of them",
         ),
-        ("stages.cold.tokens_per_device=1000", "max_tokens 1024 is more than tokens_per_device 1000"),
+        ("stages.cold.max_tokens_per_micro_batch=1000", "max_tokens 1024 is more than max_tokens_per_micro_batch 1000"),
         (
             "stages.harvest.keep={min_reward: {mth: 1}}",
             "keep.min_reward asks for 'mth', which is not among the stage's rewards [math]; did you mean 'math'?",
@@ -241,8 +241,8 @@ def test_an_evaluation_needs_a_held_out_set(problems: Problems, sound: str) -> N
 
 
 def test_a_contradiction_with_a_value_that_was_not_read_is_not_reported(problems: Problems, sound: str) -> None:
-    """tokens_per_device is unreadable, so nothing is said of what doesn't fit into its default."""
-    (line,) = problems(sound, "stages.reason.tokens_per_device=many", "stages.reason.max_completion_tokens=9000")
+    """max_tokens_per_micro_batch is unreadable, so nothing is said of what doesn't fit into its default."""
+    (line,) = problems(sound, "stages.reason.max_tokens_per_micro_batch=many", "stages.reason.max_completion_tokens=9000")
     assert "found 'many'" in line
 
 

@@ -83,6 +83,20 @@ def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(pro
     assert "unknown key 'loss_type', which other toolkits have; here it is algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("sequences_per_update", "batch_size", "stages.cold"),
+        ("tokens_per_device", "max_tokens_per_micro_batch", "stages.cold"),
+        ("tokens_per_device", "max_tokens_per_micro_batch", "stages.reason"),
+        ("offload_optimiser", "offload_optimizer", "trainer"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(old: str, new: str, place: str, problems: Problems, sound: str) -> None:
+    value = "false" if place == "trainer" else "2000"
+    assert [line.split(": ", 2)[2] for line in problems(sound, f"{place}.{old}={value}")] == [f"unknown key {old!r}, now called {new!r}"]
+
+
 def one(problems: Problems, sound: str, old: str, new: str) -> str:
     """The one problem of the sound recipe with ``old`` replaced, without its place."""
     assert old in sound

@@ -8,7 +8,7 @@ import pytest
 
 from grpo.config.load import LoadedRecipe
 
-OVERRIDES = ["stages.reason.algorithm=r1_stage1", "stages.reason.tokens_per_device=40000"]
+OVERRIDES = ["stages.reason.algorithm=r1_stage1", "stages.reason.max_tokens_per_micro_batch=40000"]
 
 
 def test_what_a_recipe_leaves_open_is_as_published(load: Callable[..., LoadedRecipe], sound: str) -> None:

@@ -13,7 +13,7 @@ from grpo.errors import DataError
 
 
 def stage(**keys: object) -> SftStage:
-    return SftStage.model_validate({"name": "s", "kind": "sft", "data": "d", "sequences_per_update": 10, **keys})
+    return SftStage.model_validate({"name": "s", "kind": "sft", "data": "d", "batch_size": 10, **keys})
 
 
 def phases(*listed: dict[str, object], **keys: object) -> SftStage:
@@ -41,9 +41,7 @@ def test_a_mix_draws_each_third_in_its_share_and_high_or_low_is_easy() -> None:
 
 def test_a_lesson_is_the_same_whenever_it_is_asked_for() -> None:
     rows = [{"pass_rate": index / 40} for index in range(40)]
-    settings = phases(
-        {"updates": 3, "mix": {"easy": 1}, "sequences_per_update": 4}, {"updates": 5, "mix": {"easy": 1, "hard": 1}}, {"updates": 4}
-    )
+    settings = phases({"updates": 3, "mix": {"easy": 1}, "batch_size": 4}, {"updates": 5, "mix": {"easy": 1, "hard": 1}}, {"updates": 4})
     in_order = course_of(settings, rows, seed=7)
     lessons = [in_order[update] for update in range(12)]
     for update in random.Random(0).sample(range(12), 12):

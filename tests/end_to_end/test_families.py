@@ -19,7 +19,7 @@ data: {rows: {jsonl: rows.jsonl}}
 rollout: {engine: hf, workers: 1, max_sequences: 16, dtype: float32}
 trainer: {precision: float32}
 stages:
-  - {name: teach, kind: sft, data: rows, epochs: 1, sequences_per_update: 4, max_tokens: 64, learning_rate: 1.0e-3, gradient_checkpointing: true}
+  - {name: teach, kind: sft, data: rows, epochs: 1, batch_size: 4, max_tokens: 64, learning_rate: 1.0e-3, gradient_checkpointing: true}
   - {name: reason, kind: rl, prompts: rows, steps: 2, prompts_per_step: 2, samples_per_prompt: 2, max_prompt_tokens: 32, max_completion_tokens: 8,
      learning_rate: 1.0e-3, rewards: [{use: ./lengths.py:few_tokens}]}
 """

@@ -99,7 +99,7 @@ def test_kill_9_and_the_same_command_end_in_the_same_bits(grpo: Grpo, small_rl: 
     ],
     ids=["two-updates", "lora", "refreshed-reference", "two-workers-rebuilt", "drawn-ahead", "dynamic"],
 )
-def test_optimiser_and_weights_go_on_to_the_bit(grpo: Grpo, small_rl: Path, tmp_path: Path, changes: list[str]) -> None:
+def test_optimizer_and_weights_go_on_to_the_bit(grpo: Grpo, small_rl: Path, tmp_path: Path, changes: list[str]) -> None:
     def run(name: str, fault: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return grpo("run", small_rl, *EVERY_STEP, *changes, "--out", tmp_path / name, env=fault)
 
@@ -179,7 +179,7 @@ SUPERVISED = (
     rows: 24
 rollout: {{max_sequences: 64}}
 stages:
-  - {{{stage}, name: taught, data: sums, epochs: 2, sequences_per_update: 10, learning_rate: 1.0e-3, checkpoint_every: 1, lr_schedule: cosine}}
+  - {{{stage}, name: taught, data: sums, epochs: 2, batch_size: 10, learning_rate: 1.0e-3, checkpoint_every: 1, lr_schedule: cosine}}
 """
 )
 

@@ -47,7 +47,7 @@ def test_a_run_leaves_what_the_contract_says_and_is_not_made_twice(finished: Pat
     assert f"torch {version('torch')}" in page and "What is missing" not in page
 
     resolved = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert 0 < resolved["stages"][0]["tokens_per_device"] <= 8192  # left open in the recipe, settled for this machine
+    assert 0 < resolved["stages"][0]["max_tokens_per_micro_batch"] <= 8192  # left open in the recipe, settled for this machine
 
     steps = rows_of(finished / "01-reason" / "metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2]
@@ -281,9 +281,9 @@ def test_a_trainer_that_dies_is_reported_with_numbers_and_remedies(grpo: Grpo, s
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for words in (
         "the trainer's process died",
-        "optimiser 0.0",
+        "optimizer 0.0",
         "a pass has up to 8192 tokens",
-        "Lower tokens_per_device",
+        "Lower max_tokens_per_micro_batch",
         "run resumes",
     ):
         assert words in result.stderr

@@ -39,7 +39,7 @@ ROWS = (
         "the one before loads; what is left is removed, and said",
         {
             CHECKPOINTS: ["test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint"],
-            RESUME: ["test_kill_9_and_the_same_command_end_in_the_same_bits", "test_optimiser_and_weights_go_on_to_the_bit"],
+            RESUME: ["test_kill_9_and_the_same_command_end_in_the_same_bits", "test_optimizer_and_weights_go_on_to_the_bit"],
         },
     ),
     FaultRow(
@@ -67,7 +67,7 @@ ROWS = (
         {
             RESUME: [
                 "test_kill_9_and_the_same_command_end_in_the_same_bits",
-                "test_optimiser_and_weights_go_on_to_the_bit",
+                "test_optimizer_and_weights_go_on_to_the_bit",
                 "test_supervised_training_goes_on_in_the_middle_of_an_epoch",
             ],
             STATE: ["test_resumed_training_is_undisturbed_training", "test_two_ranks_go_on_to_the_bit_each_with_its_own_shard"],

@@ -184,7 +184,14 @@ def test_a_trainer_that_dies_ends_the_run_with_numbers_and_leaves_no_process(grp
     out = tmp_path / "run"
     result = grpo("run", scripted, "--out", out, env={"GRPO_FAULT": "kill:updating:3", "MARKED": str(tmp_path)})
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    for words in ("the trainer's process died", "GiB", "Lower tokens_per_device", "gradient_checkpointing", "lora", "the run resumes"):
+    for words in (
+        "the trainer's process died",
+        "GiB",
+        "Lower max_tokens_per_micro_batch",
+        "gradient_checkpointing",
+        "lora",
+        "the run resumes",
+    ):
         assert words in result.stderr
     assert gone_within(tmp_path, 30) == []
     summary = json.loads((out / "summary.json").read_text())
@@ -199,7 +206,7 @@ def test_an_update_that_asks_for_too_much_memory_is_told_with_numbers(grpo: Grpo
     result = grpo("run", scripted, "--out", tmp_path / "run", env={"GRPO_FAULT": "out_of_memory"})
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "the trainer ran out of memory (" in result.stderr and "can't allocate memory" in result.stderr
-    for words in ("GiB", "Lower tokens_per_device", "gradient_checkpointing", "lora", "the run resumes"):
+    for words in ("GiB", "Lower max_tokens_per_micro_batch", "gradient_checkpointing", "lora", "the run resumes"):
         assert words in result.stderr
 
 
@@ -211,7 +218,7 @@ TWO_STAGES = (
     rows: 16
 rollout: {{max_sequences: 64}}
 stages:
-  - &taught {{name: first, kind: sft, data: sums, sequences_per_update: 4, learning_rate: 1.0e-3, checkpoint_every: 1}}
+  - &taught {{name: first, kind: sft, data: sums, batch_size: 4, learning_rate: 1.0e-3, checkpoint_every: 1}}
   - {{<<: *taught, name: second, from: first}}
 """
 )

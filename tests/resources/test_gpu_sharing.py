@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from grpo.algorithm import GRPO
-from grpo.config import Optimiser, Recipe
+from grpo.config import OptimizerKeys, Recipe
 from grpo.errors import TrainingError
 from grpo.resources.context import Workplace
 from grpo.resources.gpu_sharing import Turns
@@ -41,7 +41,7 @@ def shared(local_ray: None, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch) -
         "hf", EngineSettings(dtype="float32", max_tokens=64, num_threads=1), PoolSettings(backoff_s=0.05), turn=turns.engines
     )
     turns.trainers()
-    trainer = turns.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1), turn=turns.trainers)
+    trainer = turns.trainer = RemoteTrainer(TrainerSpec(tiny_qwen2, OptimizerKeys(), 4, GRPO, num_threads=1), turn=turns.trainers)
     pool.load_model(tiny_qwen2, version=0)
     yield pool, trainer, done
     trainer.close()
@@ -112,7 +112,7 @@ def test_a_trainer_whose_stage_is_over_has_left_the_gpu_before_its_process_ends(
     stage = {"name": "reason", "kind": "rl", "prompts": "rows", "rewards": [{"use": "math"}], "steps": 1}
     recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": {"sleep": True}, "stages": [stage]})
     work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
-    with work.trainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)) as trainer:
+    with work.trainer(TrainerSpec(tiny_qwen2, OptimizerKeys(), 4, GRPO, num_threads=1)) as trainer:
         assert trainer.policy_update(batch_with(2))["train/grad_norm"] > 0 and not trainer.is_asleep
     assert trainer.is_asleep
 
@@ -125,7 +125,7 @@ def test_a_recipe_that_says_sleep_makes_engines_and_trainer_take_turns(
     rollout = {"engine": "hf", "dtype": "float32", "sleep": sleep}
     recipe = Recipe.model_validate({"name": "r", "model": "m", "rollout": rollout, "stages": [stage]})
     work = Workplace(recipe, tmp_path, tmp_path, {}, Heard())
-    spec = TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO, num_threads=1)
+    spec = TrainerSpec(tiny_qwen2, OptimizerKeys(), 4, GRPO, num_threads=1)
     pool = work.pool(Checkpoint(tiny_qwen2))
     with work.trainer(spec) as trainer:
         assert (pool.is_asleep, trainer.is_asleep) == (sleep, False)  # it is made awake
@@ -143,7 +143,7 @@ def test_nothing_works_while_it_is_asleep(tiny_qwen2: Path) -> None:
     for work in (lambda: worker.submit([]), lambda: worker.prove_reload([(5, 6)]), lambda: worker.sync(None, "in_place")):  # type: ignore[arg-type]
         with pytest.raises(EngineError, match="the engine is asleep"):
             work()
-    trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 4, GRPO))
+    trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, OptimizerKeys(), 4, GRPO))
     trainer.sleep()
     for work in (lambda: trainer.policy_update(batch_with(2)), lambda: trainer.export_weights(1)):
         with pytest.raises(TrainingError, match="the trainer is asleep: engines have its GPU"):

@@ -129,7 +129,7 @@ def test_data_that_are_all_too_easy_go_on_with_a_warning_said_once(loop: Any) ->
         for step in range(2):
             metrics, rows = dull.step(step)
             assert (metrics["rollout/groups_unfilled"], metrics["rollout/rounds"], len(rows)) == (4, 2, 8 * 2)
-            assert metrics["reward/equal_groups_frac"] == 1
+            assert metrics["reward/zero_variance_groups_frac"] == 1
     (warning,) = [line for line in dull.work.progress.lines if "teach nothing" in line]
     assert warning.startswith("  step 1: 4 of 4 groups teach nothing after 1 extra rounds, because their rewards are equal")
     assert "at 1.00 on average" in warning

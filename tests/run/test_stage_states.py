@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from grpo.config import MadeModel, Tags
-from grpo.config.load import load_recipe
+from grpo.config.load import LoadedRecipe
+from grpo.config.load import load_recipe as load_checked
 from grpo.errors import RecipeError
 from grpo.plan import make_plan, places
 from grpo.resources.tiny_models import tiny_folder
@@ -25,6 +28,11 @@ stages:
   - {name: two, kind: sft, from: one, data: rows}
   - {name: three, kind: sft, from: base, data: rows}
 """
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe as far as plans read it; its model and its rewards are too small to be loaded."""
+    return load_checked(path, overrides, check_inputs=False)
 
 
 @pytest.fixture
@@ -74,6 +82,17 @@ def test_a_changed_setting_is_refused_and_named_at_the_first_stage_it_changes(re
 def test_what_changes_prompts_or_rows_is_a_change(recipe: Path, finished: RunFolder, change: str) -> None:
     with pytest.raises(RecipeError, match=rf"stage 'one'.*changed since: {change.partition('=')[0]}"):
         done(recipe, finished, change)
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_its_renamed_keys(recipe: Path, finished: RunFolder) -> None:
+    file = finished.stage(1, "one") / "stage.json"
+    record = json.loads(file.read_text())
+    for old, new in {"sequences_per_update": "batch_size", "tokens_per_device": "max_tokens_per_micro_batch"}.items():
+        record["identity"][f"stage.{old}"] = record["identity"].pop(f"stage.{new}")
+    file.write_text(json.dumps({**record, "fingerprint": "of the earlier version"}))
+    renamed = "stage.sequences_per_update to stage.batch_size, stage.tokens_per_device to stage.max_tokens_per_micro_batch"
+    with pytest.raises(RecipeError, match=rf"stage 'one'.*\(renamed in this version: {renamed}\); .*--redo one"):
+        done(recipe, finished)
 
 
 def test_redo_accepts_the_change_for_the_stages_that_are_made_again(recipe: Path, finished: RunFolder) -> None:
@@ -231,7 +250,7 @@ def test_a_stage_depends_on_the_rows_it_replays(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_curriculum_is_told_by_its_phases(recipe: Path, tmp_path: Path) -> None:
-    curriculum = "stages.one.curriculum={phases: [{updates: 4, sequences_per_update: 8}, {updates: 9}]}"
+    curriculum = "stages.one.curriculum={phases: [{updates: 4, batch_size: 8}, {updates: 9}]}"
     first, *_ = make_plan(load_recipe(str(recipe), [curriculum]), RunFolder(tmp_path / "run"))
     assert first.sizes == "2 phases, in updates of so many sequences: 4 of 8, 9 of 32"
 

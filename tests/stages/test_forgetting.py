@@ -23,7 +23,7 @@ CURRICULUM = {
     "by": "length",
     "easy": "low",
     "phases": [
-        {"updates": 2, "mix": {"easy": 1}, "learning_rate_frac": 0.1, "sequences_per_update": 2},
+        {"updates": 2, "mix": {"easy": 1}, "learning_rate_frac": 0.1, "batch_size": 2},
         {"updates": 3, "mix": {"easy": 0.3, "medium": 0.5, "hard": 0.2}},
         {"updates": 3, "weight_decay": 0.1},
     ],
@@ -74,7 +74,7 @@ def train(tmp_path: Path, tiny_qwen2: Path) -> Any:
 
     def train(name: str, *stages: dict[str, Any], killed_at: int | None = None) -> tuple[NearWorkplace, Path]:
         described = [
-            {"name": f"s{i}", "kind": "sft", "data": "sums", "sequences_per_update": 4, "learning_rate": 1e-3, **stage}
+            {"name": f"s{i}", "kind": "sft", "data": "sums", "batch_size": 4, "learning_rate": 1e-3, **stage}
             for i, stage in enumerate(stages)
         ]
         data = {name: {"jsonl": f"{name}.jsonl"} for name in ("sums", "words")}

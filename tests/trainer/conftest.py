@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from grpo.algorithm import GRPO, Algorithm
-from grpo.config import Optimiser, Trainer
+from grpo.config import OptimizerKeys, Trainer
 from grpo.trainer.attention import ATTENTION, ordinary_attention
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from rollout.types import SamplingParams
@@ -58,7 +58,7 @@ def exactly(model: Any) -> Any:
 
 @pytest.fixture
 def make_trainer(tiny_qwen2: Path) -> MakeTrainer:
-    """A trainer of the tiny Qwen2. ``exact`` makes it float64 throughout; further keywords are the optimiser's."""
+    """A trainer of the tiny Qwen2. ``exact`` makes it float64 throughout; further keywords are the optimizer's."""
 
     def make(
         algorithm: Algorithm | None = GRPO,
@@ -67,10 +67,10 @@ def make_trainer(tiny_qwen2: Path) -> MakeTrainer:
         total_updates: int = 10,
         exact: bool = True,
         layout: Trainer = Trainer(),  # noqa: B008 - frozen
-        **optimiser: Any,
+        **optimizer: Any,
     ) -> PolicyTrainer:
         sampling = SamplingParams(max_tokens=1, temperature=temperature)
-        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, Optimiser(**optimiser), total_updates, algorithm, sampling, layout=layout))
+        trainer = PolicyTrainer(TrainerSpec(tiny_qwen2, OptimizerKeys(**optimizer), total_updates, algorithm, sampling, layout=layout))
         if exact:
             exactly(trainer.model)
             if trainer.reference is not None:

@@ -103,13 +103,13 @@ def test_frozen_matrices_of_a_bfloat16_checkpoint_are_held_so_and_lose_nothing(
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from grpo.config import Optimiser, Trainer
+    from grpo.config import OptimizerKeys, Trainer
     from grpo.trainer.adapters import holds_rounded, linear_layers
     from grpo.trainer.policy_trainer import TrainerSpec
 
     AutoModelForCausalLM.from_pretrained(request.getfixturevalue(family), dtype=torch.bfloat16).save_pretrained(tmp_path)
     adapted, whole = (
-        PolicyTrainer(TrainerSpec(tmp_path, Optimiser(learning_rate=0.01, lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None)
+        PolicyTrainer(TrainerSpec(tmp_path, OptimizerKeys(learning_rate=0.01, lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None)
     )
     held = {layer.weight.dtype for layer in linear_layers(adapted.model) if not layer.weight.requires_grad}
     assert held == {torch.bfloat16} and adapted.model.get_input_embeddings().weight.dtype == torch.float32
@@ -121,20 +121,20 @@ def test_frozen_matrices_of_a_bfloat16_checkpoint_are_held_so_and_lose_nothing(
     after = unpack_weights(adapted.export_weights(version=1, dtype="float32"))
     moved = [name for name in after if not torch.equal(before[name], after[name])]
     assert moved and all("_proj" in name for name in moved)
-    config, lora = AutoConfig.from_pretrained(tmp_path), Optimiser(lora=Lora())
+    config, lora = AutoConfig.from_pretrained(tmp_path), OptimizerKeys(lora=Lora())
     assert not holds_rounded(AutoConfig.from_pretrained(tiny_qwen2), lora, Trainer())
-    assert not holds_rounded(config, lora, Trainer(ranks=2, shard="parameters")) and not holds_rounded(config, Optimiser(), Trainer())
+    assert not holds_rounded(config, lora, Trainer(ranks=2, shard="parameters")) and not holds_rounded(config, OptimizerKeys(), Trainer())
 
 
 def test_the_trainer_computes_with_what_an_engine_holds(tiny_qwen2: Path, tmp_path: Path) -> None:
     """Folded into bfloat16, changes below a weight's last digit are rounded away; the trainer's own log-probabilities show it too."""
     from transformers import AutoModelForCausalLM
 
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.trainer.policy_trainer import TrainerSpec
 
     AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    adapted, whole = (PolicyTrainer(TrainerSpec(tmp_path, Optimiser(lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None))
+    adapted, whole = (PolicyTrainer(TrainerSpec(tmp_path, OptimizerKeys(lora=lora), 10, GRPO)) for lora in (Lora(rank=4), None))
     begun = adapted.logprobs(batch())
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from grpo.algorithm import GRPO
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 from rollout.weight_sync.proof import read_safetensors
 from rollout.weight_sync.weights import unpack_weights
@@ -33,7 +33,7 @@ def test_experts_are_handed_out_one_by_one(tmp_path: Path, tokenizer) -> None:
     tokenizer.save_pretrained(tmp_path)
     expected = read_safetensors(tmp_path)
     assert "model.layers.0.mlp.experts.3.gate_proj.weight" in expected
-    trainer = PolicyTrainer(TrainerSpec(tmp_path, Optimiser(), 1, GRPO))
+    trainer = PolicyTrainer(TrainerSpec(tmp_path, OptimizerKeys(), 1, GRPO))
     exported = unpack_weights(trainer.export_weights(1))
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], weight) for name, weight in expected.items())

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo.algorithm import GRPO
-from grpo.config import Lora, Optimiser, Trainer
+from grpo.config import Lora, OptimizerKeys, Trainer
 from grpo.errors import TrainingError
 from grpo.plan.architecture import architecture_of
 from grpo.plan.models import model_problems
@@ -46,8 +46,8 @@ def batch() -> Batch:
 
 
 def trainer_of(folder: Path, **settings: object) -> PolicyTrainer:
-    optimiser = Optimiser(learning_rate=1e-2, **settings)  # type: ignore[arg-type]
-    return PolicyTrainer(TrainerSpec(folder, optimiser, 10, GRPO, layout=Trainer(precision="float32")))
+    optimizer = OptimizerKeys(learning_rate=1e-2, **settings)  # type: ignore[arg-type]
+    return PolicyTrainer(TrainerSpec(folder, optimizer, 10, GRPO, layout=Trainer(precision="float32")))
 
 
 @pytest.mark.parametrize("family", TRAINED)
@@ -110,4 +110,4 @@ def test_shapes_are_known_under_every_familys_names(family: str, folder_of: Fold
     assert (model.layers, model.attention_width, model.head_dim) == (2, 32, 8)
     assert model.positions == (None if family == "Bloom" else 256)
     assert model.activation_bytes_per_token == 3 * (30 * 32 + 14 * 8 * (4 + kv_heads) + 9 * width)
-    assert footprint(folder, Optimiser(), Trainer(), False, "cpu").num_parameters == model.parameters > 10_000
+    assert footprint(folder, OptimizerKeys(), Trainer(), False, "cpu").num_parameters == model.parameters > 10_000

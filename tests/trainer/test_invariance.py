@@ -1,4 +1,4 @@
-"""The gradient of an optimiser batch is one thing, however it is computed: split, packed, ordered, accumulated. In float64, to 1e-10.
+"""The gradient of an optimizer batch is one thing, however it is computed: split, packed, ordered, accumulated. In float64, to 1e-10.
 
 Old log-probabilities that were stored under one split serve any other: the ratio of the first minibatch is 1 to 1e-12.
 """
@@ -51,7 +51,7 @@ def gradient(trainer: PolicyTrainer, batch: Batch) -> torch.Tensor:
     """Of policy_update, flat: plain descent with rate 1 moves the weights by it."""
     state = copy.deepcopy(trainer.model.state_dict())
     before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
-    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
     trainer.policy_update(batch)
     after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     trainer.model.load_state_dict(state)
@@ -68,7 +68,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_any_split_packing_and_order_give_the_same_gradient(make_trainer: Callable[..., PolicyTrainer], row: str) -> None:
-    trainers = {budget: trainer_of(make_trainer, row, tokens_per_device=budget) for budget in (15, 40, 10**6)}
+    trainers = {budget: trainer_of(make_trainer, row, max_tokens_per_micro_batch=budget) for budget in (15, 40, 10**6)}
 
     @PROPERTY
     @given(
@@ -111,7 +111,7 @@ def test_parts_of_a_batch_add_up(make_trainer: Callable[..., PolicyTrainer], row
 @pytest.mark.parametrize("row", ["grpo", "gspo"])
 def test_old_log_probs_stored_under_another_split_give_a_ratio_of_one(make_trainer: Callable[..., PolicyTrainer], row: str) -> None:
     # Two updates a rollout: old log-probabilities are computed for the whole rollout, the first update sees half of it.
-    small, large = (trainer_of(make_trainer, row, tokens_per_device=budget) for budget in (15, 10**6))
+    small, large = (trainer_of(make_trainer, row, max_tokens_per_micro_batch=budget) for budget in (15, 10**6))
 
     @PROPERTY
     @given(shapes=groups_of_lengths, seed=st.integers(0, 99))

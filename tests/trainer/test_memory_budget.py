@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from grpo.config import Lora, Optimiser, Recipe, Trainer
+from grpo.config import Lora, OptimizerKeys, Recipe, Trainer
 from grpo.errors import RecipeError, TrainingError
 from grpo.resources import token_budgets as budgets
 from grpo.trainer.machine import Machine
@@ -29,22 +29,22 @@ def test_weights_gradients_and_moments_are_counted(tiny_llama: Path) -> None:
     c = config(tiny_llama)
     v, h, i, layers = c["vocab_size"], c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"]
     parameters = 2 * v * h + layers * (3 * h * h + 3 * h * i + 2 * h) + h
-    found = footprint(tiny_llama, Optimiser(), Trainer(), needs_reference=True, device="cpu")
+    found = footprint(tiny_llama, OptimizerKeys(), Trainer(), needs_reference=True, device="cpu")
     assert found.num_parameters == parameters
     assert found.weights == 6 * parameters - 2 * v * h
-    assert (found.reference, found.gradients, found.optimiser) == tuple(parameters * n for n in (4, 4, 8))
+    assert (found.reference, found.gradients, found.optimizer) == tuple(parameters * n for n in (4, 4, 8))
     assert found.per_token == (layers + 1) * (30 * h + 14 * (h + h // 2) + 9 * i)
 
 
 def test_what_takes_less_is_counted_as_less(tiny_llama: Path) -> None:
     def of(layout: Trainer = Trainer(), **settings: Any) -> Footprint:  # noqa: B008 - frozen
-        return footprint(tiny_llama, Optimiser(**settings), layout, needs_reference=True, device="cpu")
+        return footprint(tiny_llama, OptimizerKeys(**settings), layout, needs_reference=True, device="cpu")
 
     whole, adapted = of(), of(lora=Lora(rank=2, targets=["q_proj"]))
     h, layers = config(tiny_llama)["hidden_size"], config(tiny_llama)["num_hidden_layers"]
     assert adapted.gradients == 4 * layers * (2 * h + h * 2) and adapted.reference == 0  # A and B of rank 2; the base is the reference
     halved, sharded = of(Trainer(ranks=2, shard="gradients")), of(Trainer(ranks=2, shard="parameters"))
-    assert halved.optimiser == sharded.optimiser == whole.optimiser // 2 and sharded.weights <= halved.weights < whole.weights
+    assert halved.optimizer == sharded.optimizer == whole.optimizer // 2 and sharded.weights <= halved.weights < whole.weights
 
 
 def test_passes_grow_with_memory_up_to_what_products_need() -> None:
@@ -66,7 +66,7 @@ def test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies() -> 
     for words in (
         "4096 tokens",
         "250M parameters",
-        "gradients 1.0, optimiser 2.0 GiB",
+        "gradients 1.0, optimizer 2.0 GiB",
         "1.00 MiB for each",
         "6.0 GiB are free",
         "checkpointing",
@@ -75,16 +75,16 @@ def test_a_sequence_that_does_not_fit_is_refused_with_numbers_and_remedies() -> 
 
 
 def test_a_rope_type_is_asked_for_its_bound_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every stage, also where tokens_per_device needs no settling."""
+    """Of every stage, also where max_tokens_per_micro_batch needs no settling."""
     LlamaConfig(max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}).save_pretrained(
         tmp_path
     )
     monkeypatch.setattr(budgets, "_this_machine", lambda: Machine(8 * GIB))
     stages = [
-        {"name": "fits", "kind": "sft", "data": "p", "max_tokens": 64, "tokens_per_device": 64},
-        {"name": "long", "kind": "sft", "data": "p", "max_tokens": 65, "tokens_per_device": 65, "from": "fits"},
+        {"name": "fits", "kind": "sft", "data": "p", "max_tokens": 64, "max_tokens_per_micro_batch": 64},
+        {"name": "long", "kind": "sft", "data": "p", "max_tokens": 65, "max_tokens_per_micro_batch": 65, "from": "fits"},
         {"name": "rl", "kind": "rl", "prompts": "p", "rewards": [{"use": "math"}], "steps": 1, "max_prompt_tokens": 40}
-        | {"max_completion_tokens": 30, "tokens_per_device": 70, "from": "long"},
+        | {"max_completion_tokens": 30, "max_tokens_per_micro_batch": 70, "from": "long"},
     ]
     recipe = Recipe.model_validate({"name": "x", "model": "m", "data": {"p": {"jsonl": "p.jsonl"}}, "stages": stages})
     with pytest.raises(RecipeError) as refused:

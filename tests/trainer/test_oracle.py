@@ -103,7 +103,7 @@ def compare(make_trainer: Callable[..., PolicyTrainer], name: str, row: Any) -> 
     old_BT = np.full(batch.tokens.shape, np.nan)
     for b, (i, j) in enumerate(JUDGED):
         old_BT[b, len(PROMPTS[i]) : len(PROMPTS[i]) + len(COMPLETIONS[i][j])] = by_model["old"][i, j]
-    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
     before = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
     metrics = trainer.policy_update(replace(batch, old_logprobs=old_BT))
 

@@ -180,7 +180,7 @@ def test_every_token_attends_once_and_from_the_place_of_its_own_sequence(
 
 def test_a_sequence_over_the_budget_is_refused_with_what_to_raise() -> None:
     # the longest has a prompt of 3 and a completion of 30
-    with pytest.raises(ValueError, match="a sequence of 33 tokens exceeds tokens_per_device = 32; raise it to at least that"):
+    with pytest.raises(ValueError, match="a sequence of 33 tokens exceeds max_tokens_per_micro_batch = 32; raise it to at least that"):
         pack(batch_of(), 32)
 
 

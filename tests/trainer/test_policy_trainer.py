@@ -41,7 +41,7 @@ def weights_of(trainer: PolicyTrainer) -> dict[str, torch.Tensor]:
 
 def steepest(trainer: PolicyTrainer) -> PolicyTrainer:
     """With plain gradient descent weights change by learning rate times gradient; Adam would make a sign of it, of rounding too."""
-    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
     return trainer
 
 
@@ -104,7 +104,7 @@ def test_the_gradient_is_that_of_the_formula_in_plain_rows(
     make_trainer: Callable[..., PolicyTrainer], plain_logprobs: Callable[..., torch.Tensor]
 ) -> None:
     trainer, batch, _ = drifted(make_trainer, temperature=0.7)
-    trainer.spec = replace(trainer.spec, optimiser=trainer.spec.optimiser.model_copy(update={"max_grad_norm": 1e9}))
+    trainer.spec = replace(trainer.spec, optimizer=trainer.spec.optimizer.model_copy(update={"max_grad_norm": 1e9}))
     old = [batch.old_logprobs[i][batch.loss_mask[i]] for i in range(6)]
     loss = torch.zeros((), dtype=torch.float64)
     for i, (prompt, sample) in enumerate(FLAT):
@@ -120,13 +120,15 @@ def test_the_gradient_is_that_of_the_formula_in_plain_rows(
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("tokens_per_device", [13, 7])
+@pytest.mark.parametrize("max_tokens_per_micro_batch", [13, 7])
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo"])
-def test_micro_batching_changes_nothing(make_trainer: Callable[..., PolicyTrainer], algorithm: str, tokens_per_device: int) -> None:
+def test_micro_batching_changes_nothing(
+    make_trainer: Callable[..., PolicyTrainer], algorithm: str, max_tokens_per_micro_batch: int
+) -> None:
     # Both groups in one pass; one group a pass (11 and 12 tokens); groups in pieces, samples of unequal length apart.
     row = TABLE[algorithm]
     whole = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9))
-    split = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9, tokens_per_device=tokens_per_device))
+    split = steepest(make_trainer(row, learning_rate=1.0, max_grad_norm=1e9, max_tokens_per_micro_batch=max_tokens_per_micro_batch))
     batch = batch_of_six(how=row.aggregate)
     metrics: list[dict[str, float]] = []
     expected, found = (gradient_after(trainer, lambda t=trainer: metrics.append(t.policy_update(batch))) for trainer in (whole, split))
@@ -355,11 +357,11 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_ru
         trainer.policy_update(bad)
 
 
-def test_learning_rates_follow_the_schedule_into_the_optimiser(make_trainer: Callable[..., PolicyTrainer]) -> None:
+def test_learning_rates_follow_the_schedule_into_the_optimizer(make_trainer: Callable[..., PolicyTrainer]) -> None:
     trainer = make_trainer(total_updates=4, learning_rate=8e-4, warmup_updates=2, lr_schedule="linear")
     reported = [trainer.policy_update(batch_of_six())["train/learning_rate"] for _ in range(4)]
     assert reported == pytest.approx([4e-4, 8e-4, 8e-4, 4e-4])
-    assert all(group["lr"] == pytest.approx(4e-4) for group in trainer.optimiser.param_groups)
+    assert all(group["lr"] == pytest.approx(4e-4) for group in trainer.optimizer.param_groups)
 
 
 def test_gradients_are_clipped_to_their_norm(make_trainer: Callable[..., PolicyTrainer]) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 
 from grpo.algorithm import GRPO
-from grpo.config import Lora, Optimiser, Trainer
+from grpo.config import Lora, OptimizerKeys, Trainer
 from grpo.errors import TrainingError
 from grpo.trainer.batch import Batch, make_batch
 from grpo.trainer.export import checkpoint_weights
@@ -38,10 +38,16 @@ def batch_with(num_groups: int = 3) -> Batch:
     return batch.with_weights("sequence_mean", 12)
 
 
-def trainer_of(model: Path, place: RankPlace, shard: str, *, exact: bool = False, **optimiser: Any) -> PolicyTrainer:
+def trainer_of(model: Path, place: RankPlace, shard: str, *, exact: bool = False, **optimizer: Any) -> PolicyTrainer:
     layout = Trainer(ranks=place.size, shard=shard if place.size > 1 else "none", precision="float32")  # type: ignore[arg-type]
     spec = TrainerSpec(
-        model, Optimiser(tokens_per_device=40, **optimiser), 20, ALGORITHM, SamplingParams(1, temperature=0.8), num_threads=1, layout=layout
+        model,
+        OptimizerKeys(max_tokens_per_micro_batch=40, **optimizer),
+        20,
+        ALGORITHM,
+        SamplingParams(1, temperature=0.8),
+        num_threads=1,
+        layout=layout,
     )
     if not exact:
         return PolicyTrainer(spec, place)
@@ -61,7 +67,7 @@ def flat(trainer: PolicyTrainer) -> torch.Tensor:
 def gradient(model: Path, place: RankPlace, shard: str) -> dict[str, Any]:
     """Of a third update, off policy and against a reference; and everything that it reports."""
     trainer = trainer_of(model, place, shard, exact=True, learning_rate=1.0, max_grad_norm=1e9)
-    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
     trainer.policy_update(batch_with())
     trainer.refresh_reference()
     trainer.policy_update(batch_with(2))
@@ -70,7 +76,7 @@ def gradient(model: Path, place: RankPlace, shard: str) -> dict[str, Any]:
     metrics = trainer.policy_update(batch)
     found = {"gradient": before - flat(trainer), "metrics": metrics, "logprobs": trainer.logprobs(batch)}
     clipped = trainer_of(model, place, shard, exact=True, learning_rate=1.0, max_grad_norm=0.01)
-    clipped.optimiser = torch.optim.SGD(clipped.model.parameters())
+    clipped.optimizer = torch.optim.SGD(clipped.model.parameters())
     before = flat(clipped)
     clipped.policy_update(batch_with())
     return {**found, "clipped": (before - flat(clipped)).norm().item()}

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from grpo.algorithm import GRPO
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.errors import TrainingError
 from grpo.trainer.policy_trainer import TrainerSpec
 from grpo.trainer.remote import KEEP_FREED_MEMORY, RemoteTrainer, _options
@@ -22,7 +22,7 @@ def make_trainer(local_ray: None, tiny_qwen2: Path) -> Iterator[Callable[..., Re
     made: list[RemoteTrainer] = []
 
     def make(**transport: Any) -> RemoteTrainer:
-        made.append(RemoteTrainer(TrainerSpec(tiny_qwen2, Optimiser(), 1, GRPO, num_threads=1), **transport))
+        made.append(RemoteTrainer(TrainerSpec(tiny_qwen2, OptimizerKeys(), 1, GRPO, num_threads=1), **transport))
         return made[-1]
 
     yield make
@@ -55,7 +55,7 @@ def test_a_trainer_that_ray_ended_for_memory_is_told_like_one_that_the_kernel_en
 
 def test_only_a_trainer_on_a_cpu_keeps_the_memory_that_it_has_freed(tiny_qwen2: Path) -> None:
     """On a GPU it reads its model into main memory and has no more use for it, where a sleeping engine's weights may be waiting."""
-    spec = TrainerSpec(tiny_qwen2, Optimiser(), 1, GRPO)
+    spec = TrainerSpec(tiny_qwen2, OptimizerKeys(), 1, GRPO)
     on_cpu, on_gpu = (_options(spec, None, 0, share, "host")["runtime_env"]["env_vars"] for share in (0.0, 0.5))
     assert on_cpu.keys() >= KEEP_FREED_MEMORY.keys() and not on_gpu.keys() & KEEP_FREED_MEMORY.keys()
 

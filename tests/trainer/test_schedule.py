@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from grpo.config import Optimiser
+from grpo.config import OptimizerKeys
 from grpo.trainer.schedule import learning_rate_at
 
 
 def rates(total: int, **settings: object) -> list[float]:
-    optimiser = Optimiser(learning_rate=8.0, **settings)
-    return [learning_rate_at(update, total, optimiser) for update in range(total)]
+    optimizer = OptimizerKeys(learning_rate=8.0, **settings)
+    return [learning_rate_at(update, total, optimizer) for update in range(total)]
 
 
 def test_warm_up_climbs_in_equal_steps_and_then_stays() -> None:
@@ -45,18 +45,18 @@ def test_without_warm_up_the_curve_is_transformers(lr_schedule: str) -> None:
     import torch
     from transformers import get_scheduler
 
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8.0)
-    theirs = get_scheduler(lr_schedule, optimiser, num_warmup_steps=0, num_training_steps=9)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8.0)
+    theirs = get_scheduler(lr_schedule, optimizer, num_warmup_steps=0, num_training_steps=9)
     for rate in rates(9, lr_schedule=lr_schedule):
-        assert optimiser.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-12)
-        optimiser.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-12)
+        optimizer.step()
         theirs.step()
 
 
 @pytest.mark.parametrize("lr_schedule", ["linear", "cosine"])
 def test_updates_after_the_last_keep_the_least(lr_schedule: str) -> None:
-    optimiser = Optimiser(learning_rate=8.0, lr_schedule=lr_schedule, min_learning_rate=2.0)
-    assert learning_rate_at(9, 5, optimiser) == pytest.approx(2.0)
+    optimizer = OptimizerKeys(learning_rate=8.0, lr_schedule=lr_schedule, min_learning_rate=2.0)
+    assert learning_rate_at(9, 5, optimizer) == pytest.approx(2.0)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_off() -> None:

@@ -20,7 +20,7 @@ from grpo.trainer.state import tensors_of
 from tests.trainer.conftest import MakeTrainer
 from tests.trainer.test_ranks import batch_with, trainer_of
 
-OPTIMISER: dict[str, Any] = dict(learning_rate=1e-2, warmup_updates=3, lr_schedule="cosine", weight_decay=0.1)
+OPTIMIZER: dict[str, Any] = dict(learning_rate=1e-2, warmup_updates=3, lr_schedule="cosine", weight_decay=0.1)
 
 
 def update(trainer: PolicyTrainer, times: int) -> list[dict[str, float]]:
@@ -28,7 +28,7 @@ def update(trainer: PolicyTrainer, times: int) -> list[dict[str, float]]:
 
 
 def bits(trainer: PolicyTrainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors_of(trainer.model, trainer.optimiser, trainer.reference)}
+    return {name: tensor.detach().clone() for name, tensor in tensors_of(trainer.model, trainer.optimizer, trainer.reference)}
 
 
 def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -40,7 +40,7 @@ def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 @pytest.mark.parametrize("refresh", [False, True], ids=["first-reference", "refreshed"])
 def test_resumed_training_is_undisturbed_training(tmp_path: Path, make_trainer: MakeTrainer, lora: Lora | None, refresh: bool) -> None:
     def make() -> PolicyTrainer:
-        return make_trainer(replace(GRPO, kl_coef=0.1), exact=False, lora=lora, **OPTIMISER)
+        return make_trainer(replace(GRPO, kl_coef=0.1), exact=False, lora=lora, **OPTIMIZER)
 
     undisturbed, first = make(), make()
     for trainer in (undisturbed, first):
@@ -70,11 +70,11 @@ def test_before_the_first_update_there_are_no_moments_and_the_reference_is_not_k
 
 def test_a_large_state_is_written_in_pieces(tmp_path: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "FILE_BYTES", 50_000)
-    trainer = make_trainer(exact=False, **OPTIMISER)
+    trainer = make_trainer(exact=False, **OPTIMIZER)
     update(trainer, 2)
     numbers = trainer.save_state(tmp_path)
     assert len(list(tmp_path.glob("trainer-*.safetensors"))) > 10
-    resumed = make_trainer(exact=False, **OPTIMISER)
+    resumed = make_trainer(exact=False, **OPTIMIZER)
     resumed.load_state(tmp_path, numbers)
     assert_same_bits(bits(resumed), bits(trainer))
 
@@ -97,8 +97,8 @@ def test_too_little_room_is_said_before_anything_is_written(
 
 
 def half_and_half(model: Path, place: RankPlace, shard: str, folder: Path) -> tuple[Any, Any]:
-    undisturbed = trainer_of(model, place, shard, **OPTIMISER)
-    first = trainer_of(model, place, shard, **OPTIMISER)
+    undisturbed = trainer_of(model, place, shard, **OPTIMIZER)
+    first = trainer_of(model, place, shard, **OPTIMIZER)
     for trainer in (undisturbed, first):
         update(trainer, 1)
         trainer.refresh_reference()
@@ -106,7 +106,7 @@ def half_and_half(model: Path, place: RankPlace, shard: str, folder: Path) -> tu
     numbers = first.save_state(folder)
     if place.size > 1:
         torch.distributed.barrier()
-    resumed = trainer_of(model, place, shard, **OPTIMISER)
+    resumed = trainer_of(model, place, shard, **OPTIMIZER)
     resumed.load_state(folder, numbers)
     update(resumed, 2)
     update(undisturbed, 2)

@@ -259,15 +259,15 @@ def test_each_target_that_takes_no_adapter_is_named_before_anything_is_loaded(ta
 
 def test_settings_that_transformers_does_not_save_are_kept_as_they_were(folder: Path, tmp_path: Path) -> None:
     """temperature without do_sample, as released models have it; and one that stands in config.json."""
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
 
     settings(folder, "generation_config.json", temperature=0.9, top_p=0.6, eos_token_id=[3, 4])
-    PolicyTrainer(TrainerSpec(folder, Optimiser(), 1, num_threads=1)).save(tmp_path / "made")
+    PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1, num_threads=1)).save(tmp_path / "made")
     assert (tmp_path / "made" / "generation_config.json").read_text() == (folder / "generation_config.json").read_text()
     (folder / "generation_config.json").unlink()
     settings(folder, "config.json", temperature=0.9)
-    PolicyTrainer(TrainerSpec(folder, Optimiser(), 1, num_threads=1)).save(tmp_path / "again")
+    PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1, num_threads=1)).save(tmp_path / "again")
     assert model_problems(tmp_path / "again", "again") == []
 
 
@@ -289,7 +289,7 @@ def test_an_adapter_is_not_folded_into_a_damaged_base(folder: Path, tmp_path: Pa
 def test_a_written_model_that_is_another_is_refused_with_names_and_removed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.errors import TrainingError
     from grpo.trainer import policy_trainer as room
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
@@ -300,13 +300,13 @@ def test_a_written_model_that_is_another_is_refused_with_names_and_removed(
     room_write = room.write_folder
     monkeypatch.setattr(room, "write_folder", writes_wrongly)
     with pytest.raises(TrainingError, match=f"is not the one that was trained: it has another {UP};"):
-        PolicyTrainer(TrainerSpec(folder, Optimiser(), 1, num_threads=1)).save(tmp_path / "made")
+        PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1, num_threads=1)).save(tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
 
 def test_a_written_model_that_computes_something_else_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights, and another setting beside them: rope_theta, or a multiplier."""
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.errors import TrainingError
     from grpo.trainer import policy_trainer as room
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
@@ -321,12 +321,12 @@ def test_a_written_model_that_computes_something_else_is_refused(folder: Path, t
     with pytest.raises(
         TrainingError, match=r"computes something else than what was trained: its log-probabilities differ by [0-9.]+ a token"
     ):
-        PolicyTrainer(TrainerSpec(folder, Optimiser(), 1, num_threads=1)).save(tmp_path / "made")
+        PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1, num_threads=1)).save(tmp_path / "made")
 
 
 def test_a_routers_bias_is_handed_out_in_float32(tokenizer, tmp_path: Path) -> None:
     """Released biases are near 5, where bfloat16 has steps of 1/32; the spread among experts is of that size."""
-    from grpo.config import Optimiser
+    from grpo.config import OptimizerKeys
     from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
     from rollout.weight_sync.weights import unpack_weights
     from tests.trainer.families import write_family
@@ -334,7 +334,7 @@ def test_a_routers_bias_is_handed_out_in_float32(tokenizer, tmp_path: Path) -> N
     folder = write_family("DeepseekV3", tokenizer, tmp_path / "start")
     bias = "model.layers.1.mlp.gate.e_score_correction_bias"
     rewritten(folder, lambda weights: weights.update({bias: torch.tensor([5.0, 5.01, 4.99, 5.003])}))
-    trainer = PolicyTrainer(TrainerSpec(folder, Optimiser(), 1, num_threads=1))
+    trainer = PolicyTrainer(TrainerSpec(folder, OptimizerKeys(), 1, num_threads=1))
     sent = unpack_weights(trainer.export_weights(1))
     trainer.save(tmp_path / "made")
     for found in (sent, load_file(tmp_path / "made" / "model.safetensors")):
