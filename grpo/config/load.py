@@ -23,9 +23,9 @@ from typing import Any
 from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
 from grpo.config.check_inputs import input_findings
 from grpo.config.check_references import reference_findings
-from grpo.config.check_schema import admits_null, spot_at, validated
+from grpo.config.check_schema import admits_null, schema_at, validated
 from grpo.config.check_settings import contradictions
-from grpo.config.problems import Finding, Keys, Place, Problem, dotted, in_reading_order
+from grpo.config.problems import Finding, Keys, Problem, SourceLocation, dotted, in_reading_order
 from grpo.config.yaml_positions import Node, locate, read_yaml, write_yaml
 from grpo.errors import RecipeError
 from grpo.util.shipped_recipes import shipped_recipes
@@ -55,7 +55,7 @@ class LoadedRecipe:
 
     def source_of(self, *keys: str | int) -> str:
         """Where a value was written ("recipes/x.yaml:12"), or the nearest written thing around it: source_of("stages", 0, "steps")."""
-        return str(self.tree.nearest(keys).place)
+        return str(self.tree.nearest(keys).location)
 
 
 def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool = True) -> LoadedRecipe:
@@ -71,9 +71,9 @@ def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool =
         raise RecipeError([str(problem) for problem in problems])
     for override in overrides:
         tree = _overridden(tree, override, path.parent, problems)
-    refused = {problem.place for problem in problems}
+    refused = {problem.location for problem in problems}
     result = validated(_without_removed(tree))
-    problems += [problem for problem in result.problems if problem.place not in refused]
+    problems += [problem for problem in result.problems if problem.location not in refused]
     if result.recipe:
         data = result.tree.plain()
         findings = _findings(result.recipe, path.parent, check_inputs)
@@ -124,15 +124,15 @@ def _shown(path: Path) -> str:
 
 def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
     """The tree of a file merged over those it extends; None if any of them cannot be read. ``chain``: the files that led here."""
-    start = Place(_shown(path), 1)
+    start = SourceLocation(_shown(path), 1)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        problems.append(Problem(Place(_shown(path)), f"cannot be read: {error.strerror}"))
+        problems.append(Problem(SourceLocation(_shown(path)), f"cannot be read: {error.strerror}"))
         return None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        problems.append(Problem(Place(start.file, line), "not UTF-8 text; save it as UTF-8"))
+        problems.append(Problem(SourceLocation(start.file, line), "not UTF-8 text; save it as UTF-8"))
         return None
     tree, wrong = read_yaml(text, start)
     problems += wrong
@@ -142,7 +142,7 @@ def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[
         return None
     if not isinstance(tree.value, dict):
         text = f"a recipe is a mapping of keys (name: ..., model: ..., stages: ...), found {found(tree.plain())}"
-        problems.append(Problem(tree.place, text))
+        problems.append(Problem(tree.location, text))
         return None
     extends = tree.get("extends")
     if extends is None:
@@ -154,17 +154,19 @@ def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[
 def _extended(extends: Node, path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
     """The tree of the file named by ``extends``."""
     if not isinstance(extends.value, str):
-        problems.append(Problem(extends.place, f"extends: expected a file or the name of a shipped recipe, found {found(extends.plain())}"))
+        problems.append(
+            Problem(extends.location, f"extends: expected a file or the name of a shipped recipe, found {found(extends.plain())}")
+        )
         return None
     try:
         target = find_recipe(extends.value, path.parent)
     except RecipeError as error:
-        problems.append(Problem(extends.place, f"extends: {error}"))
+        problems.append(Problem(extends.location, f"extends: {error}"))
         return None
     chain = (*chain, path)
     if target in chain:
         circle = " -> ".join(_shown(file) for file in (*chain[chain.index(target) :], target))
-        problems.append(Problem(extends.place, f"extends goes in a circle: {circle}"))
+        problems.append(Problem(extends.location, f"extends goes in a circle: {circle}"))
         return None
     return _read_layer(target, base, chain, problems)
 
@@ -174,14 +176,14 @@ def _anchored(node: Node, folder: Path, base: Path, key: str | int = "") -> Node
     if folder == base:
         return node
     if isinstance(node.value, dict):
-        return Node({name: _anchored(item, folder, base, name) for name, item in node.value.items()}, node.place)
+        return Node({name: _anchored(item, folder, base, name) for name, item in node.value.items()}, node.location)
     if isinstance(node.value, list):
-        return Node([_anchored(item, folder, base) for item in node.value], node.place)
+        return Node([_anchored(item, folder, base) for item in node.value], node.location)
     text = node.value
     if not isinstance(text, str) or not (text.startswith(("./", "../")) or (key in FILE_KEYS and not os.path.isabs(text))):
         return node
     moved = os.path.relpath(folder / text, base)
-    return Node(moved if moved.startswith("..") else f"./{moved}", node.place)
+    return Node(moved if moved.startswith("..") else f"./{moved}", node.location)
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -190,13 +192,13 @@ def _anchored(node: Node, folder: Path, base: Path, key: str | int = "") -> Node
 def merged(old: Node, new: Node, keys: Keys = ()) -> Node:
     """``new`` over ``old``, which both stand at ``keys``."""
     if new.value is None:
-        return Node(None, new.place, removes=True)
+        return Node(None, new.location, removes=True)
     if keys == ("stages",) and isinstance(old.value, list) and isinstance(new.value, list):
-        return Node(_merged_stages(old.value, new.value), new.place)
+        return Node(_merged_stages(old.value, new.value), new.location)
     if not isinstance(old.value, dict) or not isinstance(new.value, dict) or _chooses_anew(old, new, keys):
         return new
     both = {key: merged(old.value[key], node, (*keys, key)) if key in old.value else node for key, node in new.value.items()}
-    return Node({**old.value, **both}, new.place if new.place.line else old.place)
+    return Node({**old.value, **both}, new.location if new.location.line else old.location)
 
 
 def _merged_stages(old: list[Node], new: list[Node]) -> list[Node]:
@@ -236,7 +238,7 @@ def _without_removed(tree: Node) -> Node:
     data = tree.plain()
     removed = [keys for keys, node in tree.walk() if node.removes]
     stages = {keys[:2] for keys in removed if keys[:1] == ("stages",) and keys[2:] in ((), ("kind",))}
-    values = [keys for keys in removed if keys[:2] not in stages and not admits_null(spot_at(data, keys).annotation)]
+    values = [keys for keys in removed if keys[:2] not in stages and not admits_null(schema_at(data, keys).annotation)]
     for keys in [*reversed(values), *sorted(stages, reverse=True)]:  # the last items of a list first, so that the others keep their index
         tree = tree.put(keys, None)
     return tree
@@ -247,29 +249,29 @@ def _without_removed(tree: Node) -> Node:
 
 def _overridden(tree: Node, override: str, base: Path, problems: list[Problem]) -> Node:
     """The tree with one ``key.key=value`` merged over it."""
-    place = Place(f"command line: {override}")
+    location = SourceLocation(f"command line: {override}")
     path, equals, text = override.partition("=")
     is_torn = any(override.count(opening) != override.count(closing) for opening, closing in ("[]", "{}"))
     if not equals or not path.strip():
         hint = "; this looks like the rest of one that the shell took apart: put all of it in single quotes" if is_torn else ""
-        problems.append(Problem(place, f"expected key=value, such as stages.reason.steps=12{hint}"))
+        problems.append(Problem(location, f"expected key=value, such as stages.reason.steps=12{hint}"))
         return tree
-    value, wrong = read_yaml(text, place)
+    value, wrong = read_yaml(text, location)
     if wrong:
         hint = "quotes that the shell leaves alone make it text: 'key=\"...\"'"
         if is_torn:
             hint = "a bracket is left open; the shell takes a value with spaces apart: put all of it in single quotes, 'key=[...]'"
-        problems += [Problem(place, f"{problem.text}; {hint}") for problem in wrong]
+        problems += [Problem(location, f"{problem.text}; {hint}") for problem in wrong]
         return tree
     try:
         keys = _override_keys(tree, path.strip().split("."))
     except RecipeError as error:
-        problems.append(Problem(place, str(error)))
+        problems.append(Problem(location, str(error)))
         return tree
-    node = _anchored(value or Node(None, place), Path.cwd(), base, keys[-1])
+    node = _anchored(value or Node(None, location), Path.cwd(), base, keys[-1])
     depth = next((depth for depth in range(len(keys)) if tree.nearest(keys[:depth]).get(keys[depth]) is None), len(keys))
     for key in reversed(keys[depth:]):
-        node = Node({str(key): node}, place)
+        node = Node({str(key): node}, location)
     here = keys[:depth]
     return tree.put(here, merged(tree.nearest(here), node, here)) if here else merged(tree, node)
 

@@ -11,7 +11,7 @@ from grpo.util.text import printable
 Keys = tuple[str | int, ...]
 
 
-class Place(NamedTuple):
+class SourceLocation(NamedTuple):
     """A line of a file; or, with line 0, an override as it was typed ("command line: stages.reason.steps=12")."""
 
     file: str
@@ -24,11 +24,11 @@ class Place(NamedTuple):
 class Problem(NamedTuple):
     """A mistake and its place. As a string it is one printable line."""
 
-    place: Place
+    location: SourceLocation
     text: str
 
     def __str__(self) -> str:
-        return printable(f"{self.place}: {self.text}")
+        return printable(f"{self.location}: {self.text}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def in_reading_order(problems: Iterable[Problem], recipe: str) -> list[str]:
     """The problems as lines: those of the file ``recipe`` first, then those of the files it extends, then the command line's."""
 
     def order(problem: Problem) -> tuple[bool, bool, str, int]:
-        file, line = problem.place
+        file, line = problem.location
         return line == 0, file != recipe, file if line else "", line
 
     return [str(problem) for problem in sorted(problems, key=order)]

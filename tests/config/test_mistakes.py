@@ -51,7 +51,7 @@ def test_ten_mistakes_come_out_at_once_each_with_its_line(problems: Problems) ->
         "r.yaml:14: stages.reason.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "r.yaml:14: stages.reason.steps: expected a whole number above 0, found 'twelve'",
         "r.yaml:15: stages.reason.samples_per_prompt: expected a whole number of at least 2, found 1 "
-        "(an advantage is a reward minus its group's mean, so a group of one would teach nothing)",
+        "(the advantage of a group of one is always 0)",
         "r.yaml:16: stages.harvest.rewards: key 'rewards' is missing; write a list (1 or more) of a mapping {use: ...}",
     ]
 
@@ -77,10 +77,10 @@ def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(pro
     said = problems(sound.replace("    steps: 12\n", "    steps: 12\n" + "".join(f"    {name}: 1\n" for name in foreign)))
     unknown = [line for line in said if "unknown key" in line]
     assert len(unknown) == len(foreign)
-    assert [line for line in unknown if "known here are" in line] == []
+    assert [line for line in unknown if "known keys are" in line] == []
     there = {line.partition("did you mean ")[2] for line in unknown if "which is there already" in line}
     assert there == {"'steps', which is there already?", "'rewards', which is there already?"}
-    assert "unknown key 'loss_type', which other toolkits have; here it is algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
+    assert "unknown key 'loss_type' of another toolkit; write algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def one(problems: Problems, sound: str, old: str, new: str) -> str:
         (
             "{general: true, rows: 20}",
             "{general: true, frobnicate: 20}",
-            "data.sums.frobnicate: unknown key 'frobnicate'; known here are [columns, completion, csv, ",
+            "data.sums.frobnicate: unknown key 'frobnicate'; known keys are [columns, completion, csv, ",
         ),
         (
             "[{use: math}]\n    steps",
@@ -208,7 +208,7 @@ def test_a_long_value_is_cut(problems: Problems, sound: str) -> None:
         ("make: tiny_qwen2, layrs: 3", "model.layrs: unknown key 'layrs'; did you mean 'layers'?"),
         (
             "make: tiny_qwen2, corpus: {wroked: 1}",
-            "model.corpus.wroked: unknown key 'wroked'; known here are [worked, guess, untagged, arithmetic]; did you mean 'worked'?",
+            "model.corpus.wroked: unknown key 'wroked'; known keys are [worked, guess, untagged, arithmetic]; did you mean 'worked'?",
         ),
     ],
 )

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config.problems import Place
+from grpo.config.problems import SourceLocation
 from grpo.config.yaml_positions import read_yaml, write_yaml
 
-START = Place("r.yaml", 1)
+START = SourceLocation("r.yaml", 1)
 
 
 def data_of(text: str) -> Any:
@@ -58,7 +58,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 def test_every_value_knows_the_line_of_its_key_or_item() -> None:
     tree, _ = read_yaml("a: 1\nb:\n  c: 2\n  d:\n  - x\n  -\n    e: |\n      text\n", START)
     assert tree is not None
-    lines = {keys: node.place.line for keys, node in tree.walk()}
+    lines = {keys: node.location.line for keys, node in tree.walk()}
     assert lines == {("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "d"): 4, ("b", "d", 0): 5, ("b", "d", 1): 7, ("b", "d", 1, "e"): 7}
 
 
