@@ -7,7 +7,7 @@ So that one mistake does not hide the next, ``validated`` replaces each mistaken
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -100,7 +100,8 @@ def _mistakes(error: ValidationError, data: Any) -> list[_Mistake]:
     errors = {keys: item for item in error.errors(include_url=False) if (keys := _keys(item["loc"], item["type"], data)) is not None}
     # The members of a union complain about one value at several depths: the deepest complaint is about the member that was meant.
     deepest = {keys: item for keys, item in errors.items() if not any(keys == other[: len(keys)] for other in errors if other != keys)}
-    unknown = {keys: _unknown_key(keys, data) for keys, item in deepest.items() if item["type"] == "extra_forbidden"}
+    listing: dict[Keys, str] = {}
+    unknown = {keys: _unknown_key(keys, data, listing) for keys, item in deepest.items() if item["type"] == "extra_forbidden"}
     provided = {(*keys[:-1], mistake.rename) for keys, mistake in unknown.items()}
     mistakes = dict(unknown)
     for keys, item in deepest.items():
@@ -134,7 +135,8 @@ def _keys(loc: tuple[str | int, ...], kind: str, data: Any) -> Keys | None:
     return keys
 
 
-def _unknown_key(keys: Keys, data: Any) -> _Mistake:
+def _unknown_key(keys: Keys, data: Any, listing: dict[Keys, str]) -> _Mistake:
+    """Report an unknown key. ``listing``: for each mapping, the unknown key whose message lists the known ones; the others refer to it."""
     *parent_keys, key = keys
     parent = _value_at(data, parent_keys)
     annotation = schema_at(data, parent_keys).annotation
@@ -154,8 +156,10 @@ def _unknown_key(keys: Keys, data: Any) -> _Mistake:
         text += f", now called {close!r}"
     elif close:
         text += f"; did you mean {close!r}, which is there already?" if close in parent else f"; did you mean {close!r}?"
-    else:
+    elif (first := listing.setdefault(keys[:-1], str(key))) == key:
         text += f"; known keys are {listed(sorted(fields))}"
+    else:
+        text += f"; the known keys are listed at {first!r}"
     is_rename = bool(close) and not owners and close not in parent
     if is_rename and not ours and not resembles_closely(key, str(close)):
         return _Mistake(Finding(keys, text), keys)  # the value may belong to another key
@@ -309,8 +313,14 @@ def _meant(annotation: Any, data: Any) -> Any:
 
 
 def _likeness(model: type[BaseModel], data: dict[str, Any]) -> tuple[bool, int]:
+    return _kind(model) is not None and _kind(model) == data.get("kind"), _num_known(model, tuple(data))
+
+
+@lru_cache(maxsize=1024)  # every unknown key asks this about the whole mapping that it stands in
+def _num_known(model: type[BaseModel], keys: tuple[str, ...]) -> int:
+    """Return how many of the keys are, or resemble, keys of the model."""
     fields = _fields(model)
-    return _kind(model) is not None and _kind(model) == data.get("kind"), sum(did_you_mean(key, fields) is not None for key in data)
+    return sum(did_you_mean(key, fields) is not None for key in keys)
 
 
 def _is_model(annotation: Any) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo.config import RlStage
+from grpo.util import text
 
 Problems = Callable[..., list[str]]
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(pro
     said = problems(sound.replace("    steps: 12\n", "    steps: 12\n" + "".join(f"    {name}: 1\n" for name in foreign)))
     unknown = [line for line in said if "unknown key" in line]
     assert len(unknown) == len(foreign)
-    assert [line for line in unknown if "known keys are" in line] == []
+    assert [line for line in unknown if "known keys" in line] == []
     there = {line.partition("did you mean ")[2] for line in unknown if "which is there already" in line}
     assert there == {"'steps', which is there already?", "'rewards', which is there already?"}
     assert "unknown key 'loss_type' of another toolkit; write algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
@@ -95,6 +96,22 @@ def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(pro
 def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(old: str, new: str, place: str, problems: Problems, sound: str) -> None:
     value = "false" if place == "trainer" else "2000"
     assert [line.split(": ", 2)[2] for line in problems(sound, f"{place}.{old}={value}")] == [f"unknown key {old!r}, now called {new!r}"]
+
+
+def test_known_keys_are_listed_once_for_a_mapping(problems: Problems, sound: str) -> None:
+    cold, first, second = problems(sound, "stages.cold.fsdp=1", "stages.reason.bf16=1", "stages.reason.fsdp=1")
+    assert "known keys are [" in cold and "known keys are [" in first
+    assert second.endswith("unknown key 'fsdp'; the known keys are listed at 'bf16'")
+
+
+def test_comparisons_grow_linearly_with_unknown_keys(problems: Problems, sound: str) -> None:
+    def num_comparisons(num_unknown: int) -> int:
+        before = sum(text._closest.cache_info()[:2])
+        lines = "".join(f"    zz{number}_qq: 1\n" for number in range(num_unknown))
+        assert len(problems(sound.replace("    steps: 12\n", f"    steps: 12\n{lines}"))) == num_unknown
+        return sum(text._closest.cache_info()[:2]) - before
+
+    assert num_comparisons(80) < 2.2 * num_comparisons(40)
 
 
 def one(problems: Problems, sound: str, old: str, new: str) -> str:
