@@ -1,4 +1,4 @@
-"""What does a mistake in a recipe look like to its author? One line: where, what, what was found, what to do."""
+"""Problems of a recipe, each shown as one line that says where it is, what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Keys = tuple[str | int, ...]
 
 
 class SourceLocation(NamedTuple):
-    """A line of a file; or, with line 0, an override as it was typed ("command line: stages.reason.steps=12")."""
+    """A line of a file. With line 0 it is an override as it was typed ("command line: stages.reason.steps=12")."""
 
     file: str
     line: int = 0
@@ -22,7 +22,7 @@ class SourceLocation(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A mistake and its place. As a string it is one printable line."""
+    """A mistake and its location. As a string it is one printable line."""
 
     location: SourceLocation
     text: str
@@ -33,14 +33,14 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake known by the keys that lead to it. ``relies_on``: what else must be as written for this to be a mistake at all."""
+    """A mistake at the keys that lead to it. ``relies_on``: the other keys whose values make it a mistake."""
 
     keys: Keys
     text: str
     relies_on: tuple[Keys, ...] = ()
 
     def holds_without(self, damaged: Iterable[Keys]) -> bool:
-        """Is it still a mistake, when the values at ``damaged`` were put there only to be able to read on?"""
+        """Return whether it is still a mistake if the values at ``damaged`` are only stand-ins, with which validation continued."""
         return not any(_overlap(keys, damage) for keys in (self.keys, *self.relies_on) for damage in damaged)
 
 
@@ -50,7 +50,7 @@ def _overlap(one: Keys, other: Keys) -> bool:
 
 
 def dotted(keys: Keys, data: Any) -> str:
-    """The keys as one writes them on a command line, a stage by its name: stages.reason.rewards.0.weight."""
+    """Return the keys as they are written on a command line, a stage by its name: stages.reason.rewards.0.weight."""
     words = []
     for key in keys:
         if isinstance(data, list) and isinstance(key, int):
@@ -63,7 +63,7 @@ def dotted(keys: Keys, data: Any) -> str:
 
 
 def in_reading_order(problems: Iterable[Problem], recipe: str) -> list[str]:
-    """The problems as lines: those of the file ``recipe`` first, then those of the files it extends, then the command line's."""
+    """Return the problems as lines: first those of the file ``recipe``, then of the files it extends, then of the command line."""
 
     def order(problem: Problem) -> tuple[bool, bool, str, int]:
         file, line = problem.location

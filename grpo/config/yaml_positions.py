@@ -1,7 +1,7 @@
-"""What does a YAML text say, and on which line does it say it? Plain data only, with YAML 1.2's scalars.
+"""Reads YAML with the line of every value. It accepts plain data only, with the scalars of YAML 1.2.
 
-PyYAML reads YAML 1.1, in which 1e-6 is a string and ``no`` a boolean. Here a number is a number, only true and false are booleans, dates
-stay text, and tags that would make objects are refused. Merge keys (``<<``) and aliases work.
+PyYAML reads YAML 1.1, in which 1e-6 is a string and ``no`` is a boolean. Here 1e-6 is a number, only true and false are booleans, dates
+stay text, and tags that would create objects are refused. Merge keys (``<<``) and aliases work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 from grpo.config.problems import Finding, Keys, Problem, SourceLocation, dotted
 
-MAX_VALUES = 20_000  # a recipe has some hundreds; a text whose aliases unfold to more is an attack or an accident
+MAX_VALUES = 20_000  # a recipe has some hundreds; aliases that expand to more are an attack or an accident
 
 DIGITS = r"[0-9]+(?:_[0-9]+)*"
 NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -44,24 +44,24 @@ class Node:
     removes: bool = False
 
     def plain(self) -> Any:
-        """The value as ordinary dicts, lists and scalars."""
+        """Return the value as ordinary dicts, lists and scalars."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
 
     def get(self, key: str | int) -> Node | None:
-        """What stands under a key or at an index, if anything does."""
+        """Return the node at a key or an index, or None."""
         if isinstance(self.value, dict):
             return self.value.get(str(key))
         return self.value[key] if isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value) else None
 
     def nearest(self, keys: Keys) -> Node:
-        """The node that ``keys`` lead to, or the last one on the way that is there."""
+        """Return the node at ``keys``, or the last node on the way that exists."""
         below = self.get(keys[0]) if keys else None
         return below.nearest(keys[1:]) if below else self
 
     def put(self, keys: Keys, node: Node | None) -> Node:
-        """A copy with ``node`` at the end of ``keys`` (None: with nothing there). All keys but the last must exist."""
+        """Return a copy with ``node`` at ``keys``, or with nothing there if it is None. All keys but the last must exist."""
         key, rest = keys[0], keys[1:]
         child = self.get(key)
         assert child or not rest, keys
@@ -73,14 +73,14 @@ class Node:
         return Node({name: item for name, item in {**self.value, str(key): changed}.items() if item}, self.location)
 
     def renamed(self, keys: Keys, name: str) -> Node:
-        """A copy in which the last of ``keys`` is called ``name``."""
+        """Return a copy in which the last of ``keys`` is renamed to ``name``."""
         parent = self.nearest(keys[:-1])
         assert isinstance(parent.value, dict)
         renamed = Node({name if key == keys[-1] else key: node for key, node in parent.value.items()}, parent.location)
         return self.put(keys[:-1], renamed) if keys[:-1] else renamed
 
     def walk(self, keys: Keys = ()) -> Iterator[tuple[Keys, Node]]:
-        """Every node below this one, with the keys that lead to it."""
+        """Yield every node below this one, with the keys that lead to it."""
         below = self.value.items() if isinstance(self.value, dict) else enumerate(self.value) if isinstance(self.value, list) else ()
         for key, node in below:
             yield (*keys, key), node
@@ -88,21 +88,21 @@ class Node:
 
 
 def locate(finding: Finding, tree: Node, data: Any) -> Problem:
-    """The finding with its place. ``data`` is the tree as plain data, for the stages' names."""
+    """Return the finding with its location. ``data`` is the tree as plain data, which has the names of the stages."""
     location = tree.nearest(finding.keys).location
     where = f"{dotted(finding.keys, data)}: " if location.line and finding.keys else ""
     return Problem(location, f"{where}{finding.text}")
 
 
 def node_of(data: Any, location: SourceLocation) -> Node:
-    """Plain data as a tree, all of it at one place."""
+    """Return plain data as a tree whose nodes all have one location."""
     if isinstance(data, dict):
         return Node({str(key): node_of(value, location) for key, value in data.items()}, location)
     return Node([node_of(item, location) for item in data], location) if isinstance(data, list) else Node(data, location)
 
 
 def read_yaml(text: str, location: SourceLocation) -> tuple[Node | None, list[Problem]]:
-    """The text as a tree, and what is wrong with it. ``location``: its first line, or the override that it is the value of (line 0)."""
+    """Return the text as a tree, and what is wrong with it. ``location`` is its first line, or the override whose value it is (line 0)."""
     loader = None
     try:
         loader = _Loader(text)
@@ -124,7 +124,7 @@ def read_yaml(text: str, location: SourceLocation) -> tuple[Node | None, list[Pr
 
 
 def write_yaml(data: Any) -> str:
-    """Plain data as YAML that ``read_yaml``, and any YAML 1.1 or 1.2 reader, takes for the same."""
+    """Return plain data as YAML that ``read_yaml`` and every YAML 1.1 or 1.2 reader read as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
 
 
@@ -133,7 +133,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either version of YAML would take for something else than text."""
+    """Quotes text that either version of YAML would read as something else."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {key: [*known] for key, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # type: ignore[misc]
 
@@ -142,7 +142,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.Node:
-    """Line breaks and other unseen characters are written as escapes: between quotes, PyYAML's folding would change some of them."""
+    """Write line breaks and other invisible characters as escapes, because PyYAML's folding would change some of them."""
     return dumper.represent_scalar(f"{TAG}str", text, style=None if text.isprintable() else '"')
 
 
@@ -153,7 +153,7 @@ for _name, _pattern, _first in SCALARS:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into ours and collects what is wrong on the way."""
+    """Turns PyYAML's nodes into ours and collects the problems."""
 
     def __init__(self, location: SourceLocation):
         self.start = location
@@ -170,10 +170,10 @@ class _Reader:
         if tag not in ("str", "seq", "map", *(name for name, _, _ in SCALARS)):
             return self._refused(node, location, f"YAML tag {_short(node.tag)!r} is refused: a recipe is plain data; remove the tag")
         if id(node) in self.open:
-            return self._refused(node, location, "this alias stands inside what it names; write the value out")
+            return self._refused(node, location, "this alias refers to a node that contains it; write out the value")
         if self.num_values > MAX_VALUES:
             if self.num_values == MAX_VALUES + 1:
-                return self._refused(node, location, f"the aliases unfold to more than {MAX_VALUES} values; write fewer")
+                return self._refused(node, location, f"the aliases expand to more than {MAX_VALUES} values; write fewer")
             return Node(None, location)
         self.open.add(id(node))
         try:
@@ -193,7 +193,7 @@ class _Reader:
             location = self.location_of(key_node)
             value = self.node(value_node, location)
             if not isinstance(key_node, yaml.ScalarNode):
-                self._refused(key_node, location, "a list or a mapping stands where a key should; if it is a value, put it in quotes")
+                self._refused(key_node, location, "a key is a list or a mapping; if it is a value, put it in quotes")
             elif key_node.tag == f"{TAG}merge":
                 for source in value.value if isinstance(value.value, list) else [value]:
                     if isinstance(source.value, dict):

@@ -47,7 +47,7 @@ def test_ten_mistakes_come_out_at_once_each_with_its_line(problems: Problems) ->
         "r.yaml:8: stages.cold.kind: no kind of stage is called 'stf'; kinds are [sft, rl, reject, distill, eval]; did you mean 'sft'?",
         "r.yaml:11: stages.reason.from: stage 'reason' starts from 'harvest', which comes after it; "
         "move 'harvest' up, or name a stage of kind sft, rl or distill, or 'base'",
-        "r.yaml:12: stages.reason.prompts: stage 'reason' takes its prompts from 'smus', which is not there; "
+        "r.yaml:12: stages.reason.prompts: stage 'reason' takes its prompts from 'smus', which does not exist; "
         "it can be one of [sums]; did you mean 'sums'?",
         "r.yaml:14: stages.reason.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "r.yaml:14: stages.reason.steps: expected a whole number above 0, found 'twelve'",

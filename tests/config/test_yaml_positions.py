@@ -101,8 +101,8 @@ def test_tags_that_would_make_objects_are_refused(tag: str) -> None:
         ("a: *x\n", 1, "undefined alias 'x'"),
         ("a: 1\n---\na: 2\n", 2, "a second document begins here"),
         ("a: 1\nb: \x07\n", 2, "character '\\x07' is not allowed"),
-        ("? [1]\n: 2\n", 1, "a list or a mapping stands where a key should"),
-        ("a: &x [*x]\n", 1, "this alias stands inside what it names"),
+        ("? [1]\n: 2\n", 1, "a key is a list or a mapping"),
+        ("a: &x [*x]\n", 1, "this alias refers to a node that contains it"),
         ("a: {<<: 3}\n", 1, "'<<' takes a mapping"),
         ("a: !!int x\n", 1, "'x' is not a number"),
         ("[" * 700, 1, "nested too deeply"),
@@ -116,7 +116,7 @@ def test_a_broken_text_is_one_line_with_its_place(text: str, line: int, words: s
 def test_aliases_that_unfold_without_end_are_stopped() -> None:
     levels = "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9))
     (problem,) = problems_of(f"a0: &a0 [x]\n{levels}")
-    assert "unfold to more than" in problem
+    assert "expand to more than" in problem
 
 
 scalars = (
