@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -26,17 +25,12 @@ from grpo.config import (
     imitated_sources,
     source_names,
 )
-from grpo.config.problems import Finding, Keys
+from grpo.config.check_templates import template_findings
+from grpo.config.problems import Finding, Keys, no_file, shown_path
 from grpo.util.text import listed, suggestion
 
 Columns = dict[str, frozenset[str] | None]  # by source; None if they are only known after loading
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
-TEMPLATES = ("r1_zero", "chat", "plain")
-RENDERERS_OWN = frozenset(
-    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token raise_exception "
-    "strftime_now range dict lipsum cycler joiner namespace loop".split()
-)
-"""Names that every chat template is given by the renderer or by jinja itself."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
 FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that have no Hub id
@@ -45,8 +39,7 @@ PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
 def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
     """Yield everything that is missing. ``base`` is the folder that relative paths refer to."""
-    yield from _template(recipe.template, base)
-    yield from _template_options(recipe, base)
+    yield from template_findings(recipe, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
     if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
@@ -126,7 +119,7 @@ def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool 
 
     columns, findings = _raw_columns(source, base, at)
     if source.measured and not (base / source.measured).is_file():
-        findings.append(Finding((*at, "measured"), _no_file(base / source.measured)))
+        findings.append(Finding((*at, "measured"), no_file(base / source.measured)))
     if source.generator:
         findings += _python_name(source.generator, base, (*at, "generator"))
     fields, wrong = _format_fields(source.question)
@@ -177,10 +170,10 @@ def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[st
         if kind in ("jsonl", "json", "csv", "parquet"):
             path = base / file
             if not path.is_file():
-                return None, [Finding((*at, kind), _no_file(path))]
+                return None, [Finding((*at, kind), no_file(path))]
             return _peek(path, kind), []
         if kind == "folder" and not (base / file).is_dir():
-            return None, [Finding((*at, kind), f"there is no folder {_normal(base / file)}")]
+            return None, [Finding((*at, kind), f"there is no folder {shown_path(base / file)}")]
     return None, []
 
 
@@ -310,94 +303,6 @@ def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Pat
 # --- Files and functions --------------------------------------------------------------------------
 
 
-def _template(template: str, base: Path) -> Iterator[Finding]:
-    if template.endswith(".jinja"):
-        path = base / template
-        if not path.is_file():
-            yield Finding(("template",), _no_file(path))
-        else:
-            for text in template_mistakes(path.read_text(encoding="utf-8", errors="replace")):
-                yield Finding(("template",), f"{_normal(path)}:{text}")
-    elif template not in TEMPLATES:
-        text = f"unknown template {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
-        yield Finding(("template",), text)
-
-
-def _template_options(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    """Check that the template uses its options. The template of a model on the Hub is checked by the run."""
-    if not recipe.template_options or recipe.template not in ("r1_zero", "plain", "chat") and not (base / recipe.template).is_file():
-        return
-    if recipe.template in ("r1_zero", "plain"):
-        text = f"template {recipe.template!r} has no options; write template: chat or ./file.jinja, or delete template_options"
-        yield Finding(("template_options",), text, (("template",),))
-        return
-    source = _chat_template(recipe.model, base) if recipe.template == "chat" else (base / recipe.template).read_text(errors="replace")
-    if source is not None and not template_mistakes(source):
-        for text in option_mistakes(recipe.template_options, source):
-            yield Finding(("template_options",), text, (("template",),))
-
-
-def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str | None:
-    """Return the chat template of a model's folder, or None if there is no folder or it has several templates."""
-    if isinstance(model, MadeModel):
-        return None
-    path = model if isinstance(model, str) else model.path
-    folder = next((each for each in (base / path, Path(path).expanduser()) if each.is_dir()), None)
-    if folder is None:
-        return None
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    try:
-        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError):
-        return None
-    return named if isinstance(named, str) else None
-
-
-def option_mistakes(options: Mapping[str, Any], source: str | None) -> list[str]:
-    """Return what is wrong with a template's options, one line each. ``source`` is the template, or None if there is none."""
-    if not options:
-        return []
-    if source is None:
-        return ["it has no options; use a chat template, or delete them"]
-    from jinja2 import meta
-
-    known = sorted(meta.find_undeclared_variables(_parsed_template(source)) - RENDERERS_OWN)
-    mistakes = [f"{name!r} is given to every template by the toolkit itself; delete it" for name in options if name in RENDERERS_OWN]
-    return mistakes + [
-        f"the template never asks for {name!r}; it asks for {listed(known) if known else 'none'}{suggestion(name, known)}"
-        for name in options
-        if name not in known and name not in RENDERERS_OWN
-    ]
-
-
-def _parsed_template(source: str) -> Any:
-    """Return the syntax tree of a template. Raises jinja2.TemplateSyntaxError."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    # {% generation %} marks the assistant's text for loss masks; transformers knows it, jinja does not
-    return environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
-
-
-def template_mistakes(source: str) -> list[str]:
-    """Return what is wrong with the text of a chat template, with lines: a syntax error, or access to Python internals."""
-    from jinja2 import TemplateSyntaxError, nodes
-
-    try:
-        tree = _parsed_template(source)
-    except TemplateSyntaxError as error:
-        return [f"{error.lineno}: not a jinja template: {error.message}"]
-    mistakes = []
-    reached: list[tuple[int, Any]] = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
-    reached += [(node.lineno, node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
-    for line, name in sorted(reached, key=lambda found: found[0]):
-        if isinstance(name, str) and name.startswith("__"):
-            mistakes.append(f"{line}: a template may not use {name}, which would escape from it; take what it needs from the messages")
-    return mistakes
-
-
 def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
     """Check that a local model folder exists and has a tokenizer, and that a tiny model has problems for its corpus."""
     from rewards.load import missing_column
@@ -411,7 +316,7 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
     path = model if isinstance(model, str) else model.path
     is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (base / Path(path).expanduser()).is_dir():
-        folder = _normal(base / Path(path).expanduser())
+        folder = shown_path(base / Path(path).expanduser())
         command = FETCHED_BY.get(Path(path).name)
         do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
         yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
@@ -452,15 +357,15 @@ def _python_name(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
     if not file.endswith(".py"):
         yield Finding(keys, f"expected ./file.py:name, found {ref!r}")
     elif not path.is_file():
-        yield Finding(keys, _no_file(path))
+        yield Finding(keys, no_file(path))
     else:
         try:
             bound = _top_level_names(ast.parse(path.read_bytes()))
         except (SyntaxError, ValueError) as error:
-            yield Finding(keys, f"{_normal(path)} is not Python: {error}")
+            yield Finding(keys, f"{shown_path(path)} is not Python: {error}")
             return
         if name not in bound and "*" not in bound:
-            yield Finding(keys, f"there is no {name!r} in {_normal(path)}; it has {listed(bound)}{suggestion(name, bound)}")
+            yield Finding(keys, f"there is no {name!r} in {shown_path(path)}; it has {listed(bound)}{suggestion(name, bound)}")
 
 
 def _top_level_names(module: ast.Module) -> list[str]:
@@ -476,13 +381,3 @@ def _top_level_names(module: ast.Module) -> list[str]:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 names += [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
     return names
-
-
-def _no_file(path: Path) -> str:
-    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-    what = "is a folder, not a file" if path.is_dir() else "is not there"
-    return f"file {_normal(path)} {what}{suggestion(path.name, siblings)}"
-
-
-def _normal(path: Path) -> str:
-    return os.path.normpath(path)

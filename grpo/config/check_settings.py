@@ -26,7 +26,8 @@ from grpo.config import (
     source_names,
     source_weights,
 )
-from grpo.config.problems import Finding, Keys
+from grpo.config.check_rollout import rollout_findings
+from grpo.config.problems import Finding, Keys, clash
 from grpo.util.text import listed, suggestion
 from rewards.rules.language import Language
 
@@ -35,50 +36,19 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
     """Yield the contradictions within one recipe, in the order of its keys."""
     yield from _model(recipe.model, ("model",))
     if recipe.tags.think == recipe.tags.answer:
-        yield _clash(("tags",), "thinking and answer have the same tag, so they could not be told apart; rename one", "think", "answer")
+        yield clash(("tags",), "thinking and answer have the same tag, so they could not be told apart; rename one", "think", "answer")
     for name, source in recipe.data.items():
         yield from _source(name, source)
     if recipe.evaluation:
         yield from _evaluation(recipe.evaluation, ("evaluation",))
         yield from _trained_on_held_out(recipe, recipe.evaluation.prompts)
-    if recipe.rollout.engine == "scripted" and not recipe.rollout.script:
-        yield _clash(("rollout",), "the scripted engine needs a script: ./file.py:name", "engine", "script")
-    if recipe.rollout.engine != "scripted" and recipe.rollout.script:
-        text = f"script is for engine: scripted, and the engine is {recipe.rollout.engine}; change the engine or delete script"
-        yield _clash(("rollout",), text, "script", "engine")
-    if recipe.rollout.min_workers > recipe.rollout.workers:
-        text = f"min_workers {recipe.rollout.min_workers} is more than workers {recipe.rollout.workers}, so the run would stop at once; lower it"
-        yield _clash(("rollout",), text, "min_workers", "workers")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.engine != "vllm":
-        text = (
-            f"gpus_per_worker {recipe.rollout.gpus_per_worker} splits vLLM's layers, but the engine is {recipe.rollout.engine}; delete it"
-        )
-        yield _clash(("rollout",), text, "gpus_per_worker", "engine")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.sync == "in_place":
-        text = "an engine on several GPUs cannot verify weights that were replaced in place; delete sync, and the engine is rebuilt instead"
-        yield _clash(("rollout",), text, "sync", "gpus_per_worker")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.transport == "cuda_ipc":
-        text = f"cuda_ipc passes memory within one GPU, but gpus_per_worker is {recipe.rollout.gpus_per_worker}; use host or nixl"
-        yield _clash(("rollout",), text, "transport", "gpus_per_worker")
-    if recipe.rollout.max_staleness and recipe.rollout.transport == "cuda_ipc":
-        text = f"with cuda_ipc engines and trainer take turns on one GPU, but max_staleness {recipe.rollout.max_staleness} samples during training"
-        yield _clash(("rollout",), f"{text}; delete one of them", "transport", "max_staleness")
-    if recipe.rollout.sleep and recipe.rollout.max_staleness:
-        text = f"sleep stops the engines while the trainer works, but max_staleness {recipe.rollout.max_staleness} samples during training"
-        yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
-    if recipe.rollout.sleep and recipe.rollout.transport != "host":
-        text = f"{recipe.rollout.transport} takes new weights from the trainer's GPU, where sleep leaves none; use host"
-        yield _clash(("rollout",), text, "transport", "sleep")
-    if recipe.rollout.sleep and recipe.rollout.gpus_per_worker > 1:
-        text = f"sleep works on one GPU, but gpus_per_worker is {recipe.rollout.gpus_per_worker}; delete one of them"
-        yield _clash(("rollout",), text, "sleep", "gpus_per_worker")
-    yield from _weight_change(recipe)
+    yield from rollout_findings(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
         text = f"shard: {recipe.trainer.shard} needs several ranks, and there is one; raise ranks or delete shard"
-        yield _clash(("trainer",), text, "shard", "ranks")
+        yield clash(("trainer",), text, "shard", "ranks")
     if recipe.hardware.gpus and recipe.hardware.gpu_memory_gib is None:
         text = f"hardware gives {recipe.hardware.gpus} GPUs but not their memory; write gpu_memory_gib"
-        yield _clash(("hardware",), text, "gpus", "gpu_memory_gib")
+        yield clash(("hardware",), text, "gpus", "gpu_memory_gib")
     for index, stage in enumerate(recipe.stages):
         at: Keys = ("stages", index)
         if isinstance(stage, config.OptimizerKeys):
@@ -89,7 +59,7 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
             limit := stage.max_tokens_per_micro_batch or stage.max_tokens
         ):
             text = f"max_tokens {stage.max_tokens} is more than max_tokens_per_micro_batch {limit}, so the longest row would not fit; "
-            yield _clash(at, f"{text}raise that or lower this", "max_tokens", "max_tokens_per_micro_batch")
+            yield clash(at, f"{text}raise that or lower this", "max_tokens", "max_tokens_per_micro_batch")
         for key in ("data", "prompts"):
             yield from _mixture(getattr(stage, key, None), (*at, key))
         if isinstance(stage, RlStage):
@@ -112,37 +82,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
                 yield Finding(at, text, (("evaluation",), (*at, "evaluation")))
 
 
-def _weight_change(recipe: Recipe) -> Iterator[Finding]:
-    rollout = recipe.rollout
-    for index, stage in enumerate(recipe.stages):
-        if rollout.max_staleness and isinstance(stage, RlStage) and stage.importance == "none":
-            text = (
-                f"max_staleness {rollout.max_staleness} trains on samples of older weights, but importance: none does not correct for that"
-            )
-            keys = (("rollout", "max_staleness"),)
-            yield Finding(("stages", index, "importance"), f"{text}; delete one of them", keys)
-    if rollout.weight_change != "in_flight":
-        return
-    if rollout.max_staleness == 0:
-        text = "in_flight changes weights while samples are generated ahead, but max_staleness is 0; raise it"
-        yield _clash(("rollout",), text, "weight_change", "max_staleness")
-    if rollout.sync == "rebuild":
-        text = "in_flight continues unfinished samples, but sync: rebuild starts an engine without them; delete one of them"
-        yield _clash(("rollout",), text, "weight_change", "sync")
-    if recipe.deterministic:
-        text = "in_flight changes weights whenever they arrive, so the run cannot repeat bit for bit; write deterministic: false"
-        yield Finding(("rollout", "weight_change"), text, (("deterministic",),))
-
-
-def _clash(at: Keys, text: str, *names: str) -> Finding:
-    """Return a finding at the first of the settings ``names`` below ``at`` that relies on all of them."""
-    return Finding((*at, names[0]), text, tuple((*at, name) for name in names[1:]))
-
-
 def _model(model: str | MadeModel | PretrainedModel, at: Keys) -> Iterator[Finding]:
     if isinstance(model, MadeModel) and model.hidden_size % model.heads:
         text = f"hidden_size {model.hidden_size} is not a multiple of heads {model.heads}; change one of them"
-        yield _clash(at, text, "hidden_size", "heads")
+        yield clash(at, text, "hidden_size", "heads")
 
 
 def _source(name: str, source: DataSource) -> Iterator[Finding]:
@@ -161,10 +104,10 @@ def _source(name: str, source: DataSource) -> Iterator[Finding]:
             yield Finding(("data", name, key), text, (("data", name),))
     if source.measured is not None and source.measured_in is not None:
         text = "measured and measured_in both give the prompts a pass rate; keep one"
-        yield _clash(("data", name), text, "measured_in", "measured")
+        yield clash(("data", name), text, "measured_in", "measured")
     if source.measured_by is not None and source.measured is None and source.measured_in is None:
         text = "measured_by needs measured or measured_in; write one of them, or delete it"
-        yield _clash(("data", name), text, "measured_by", "measured", "measured_in")
+        yield clash(("data", name), text, "measured_by", "measured", "measured_in")
     yield from _filters(source.filters, ("data", name, "filters"))
 
 
@@ -173,7 +116,7 @@ def _filters(filters: Filters, at: Keys) -> Iterator[Finding]:
         least, most = getattr(filters, f"min_{what}"), getattr(filters, f"max_{what}")
         if least is not None and most is not None and least > most:
             text = f"min_{what} {least:g} is above max_{what} {most:g}, so no row would be left; swap them"
-            yield _clash(at, text, f"min_{what}", f"max_{what}")
+            yield clash(at, text, f"min_{what}", f"max_{what}")
     languages = get_args(Language)
     if filters.language is not None and filters.language not in languages:
         text = f"unknown language {filters.language!r}; languages are {listed(languages)}{suggestion(filters.language, languages)}"
@@ -186,7 +129,7 @@ def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
         text = (
             f"pass@{most} cannot be estimated from {evaluation.samples_per_prompt} samples per prompt; raise samples_per_prompt to {most}"
         )
-        yield _clash(at, text, "pass_at", "samples_per_prompt")
+        yield clash(at, text, "pass_at", "samples_per_prompt")
     for name in ("accuracy", "well_formed", "lenient"):
         if use := getattr(evaluation, name):
             yield from _weight(use, (*at, name), None)
@@ -195,28 +138,28 @@ def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
 def _optimizer(stage: config.OptimizerKeys, at: Keys) -> Iterator[Finding]:
     if stage.min_learning_rate > stage.learning_rate:
         text = f"min_learning_rate {stage.min_learning_rate:g} is above learning_rate {stage.learning_rate:g}; swap or lower it"
-        yield _clash(at, text, "min_learning_rate", "learning_rate")
+        yield clash(at, text, "min_learning_rate", "learning_rate")
 
 
 def _supervised(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
     if (curriculum := stage.curriculum) is not None:
         if "epochs" in stage.model_fields_set:
             text = "epochs and curriculum both set the number of updates; delete one of them"
-            yield _clash(at, text, "epochs", "curriculum")
+            yield clash(at, text, "epochs", "curriculum")
         for number, phase in enumerate(curriculum.phases):
             if phase.mix is not None and not any(phase.mix.weights):
                 text = "every weight of mix is 0; write one for easy, medium or hard rows, or delete mix, and all rows count alike"
                 yield Finding((*at, "curriculum", "phases", number, "mix"), text)
         if stage.warmup_updates > (updates := stage.num_updates(0)):
             text = f"warmup_updates {stage.warmup_updates} is more than the {updates} updates of all phases, so learning_rate would never "
-            yield _clash(at, f"{text}be reached; lower it", "warmup_updates", "curriculum")
+            yield clash(at, f"{text}be reached; lower it", "warmup_updates", "curriculum")
     if (validation := stage.validation) is not None and validation.by == "accuracy":
         if recipe.evaluation is None:
             text = "validation by accuracy needs a held-out set: write evaluation: {prompts: ...} in the recipe, or by: loss"
             yield Finding((*at, "validation", "by"), text, (("evaluation",),))
         if "rows" in validation.model_fields_set:
             text = "rows are held back for by: loss, but accuracy is measured on the recipe's evaluation; delete rows"
-            yield _clash((*at, "validation"), text, "rows", "by")
+            yield clash((*at, "validation"), text, "rows", "by")
     yield from _earlier(stage, recipe, at)
 
 
@@ -226,7 +169,7 @@ def _earlier(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterat
     if not keepers:
         if stage.earlier is not None:
             text = "earlier needs replay or ewc; write replay: 0.05, or delete earlier"
-            yield _clash(at, text, "earlier", "replay", "ewc")
+            yield clash(at, text, "earlier", "replay", "ewc")
         return
     known = [other.name for other in kept_alive(recipe, stage.model_copy(update={"earlier": None}))]
     for number, name in enumerate(stage.earlier or ()):
@@ -238,7 +181,7 @@ def _earlier(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterat
         yield Finding((*at, keepers[0]), f"{text}; delete it", ((*at, "earlier"),))
     if stage.ewc is not None and stage.lora is not None:
         text = "ewc protects weights that lora does not change; delete one of them"
-        yield _clash(at, text, "ewc", "lora")
+        yield clash(at, text, "ewc", "lora")
     if stage.ewc is not None and recipe.trainer.ranks > 1:
         text = f"ewc works in one process, but trainer.ranks is {recipe.trainer.ranks}; write replay: 0.05 instead, or delete ranks"
         yield Finding((*at, "ewc"), text, (("trainer", "ranks"),))
@@ -249,31 +192,31 @@ def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
     if stage.warmup_updates > updates:
         text = f"warmup_updates {stage.warmup_updates} is more than the stage's {updates} updates (steps x updates_per_rollout), so "
         remedy = f"learning_rate would never be reached; lower it to {updates // 10} or so"
-        yield _clash(at, text + remedy, "warmup_updates", "steps", "updates_per_rollout")
+        yield clash(at, text + remedy, "warmup_updates", "steps", "updates_per_rollout")
     if stage.prompts_per_step % stage.updates_per_rollout:
         text = f"{stage.prompts_per_step} prompts cannot be divided equally among {stage.updates_per_rollout} updates"
-        yield _clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
+        yield clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
     tokens = stage.max_prompt_tokens + stage.max_completion_tokens
     if tokens > (stage.max_tokens_per_micro_batch or tokens):
         text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than max_tokens_per_micro_batch {stage.max_tokens_per_micro_batch}: "
         remedy = f"the longest sample would not fit; raise max_tokens_per_micro_batch to {tokens} or lower the others"
-        yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "max_tokens_per_micro_batch")
+        yield clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "max_tokens_per_micro_batch")
     if stage.lora is not None and stage.refresh_reference_every is not None:
         text = "with lora the reference is the frozen weights below the adapters, which cannot be refreshed"
-        yield _clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")
+        yield clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")
     if stage.kl_in == "reward" and stage.kl_coef == 0:
         text = "kl_in: reward subtracts kl_coef times the KL divergence from the reward, but kl_coef is 0"
-        yield _clash(at, f"{text}; write a kl_coef above 0 or delete kl_in", "kl_in", "kl_coef")
+        yield clash(at, f"{text}; write a kl_coef above 0 or delete kl_in", "kl_in", "kl_coef")
     if stage.importance == "none" and stage.importance_cap is not None:
         text = f"importance_cap {stage.importance_cap:g} has no effect with importance: none; delete one of them"
-        yield _clash(at, text, "importance_cap", "importance")
+        yield clash(at, text, "importance_cap", "importance")
     if stage.clip_low is not None and stage.clip_low > 1:
         text = f"clip_low {stage.clip_low:g} puts the lower bound of the ratio at {1 - stage.clip_low:g}, which no ratio can reach"
-        yield _clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")
+        yield clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")
     for name, is_on in (("top_p", stage.top_p < 1), ("top_k", stage.top_k > 0), ("min_p", stage.min_p > 0)):
         if is_on:
             text = f"{name} {getattr(stage, name)} samples from a truncated distribution, but the trainer computes probabilities of the full one"
-            yield _clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)
+            yield clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)
     if all(use.weight == 0 for use in stage.rewards):
         yield Finding((*at, "rewards"), "all rewards have weight 0, so every advantage would be 0; give one a weight")
     elif (update := _first_update_without_weight(stage)) is not None:
@@ -321,7 +264,7 @@ def _choice_of_prompts(stage: RlStage, recipe: Recipe, at: Keys) -> Iterator[Fin
     if stage.curriculum is not None:
         if source_weights(stage.prompts):
             text = "a curriculum chooses prompts by difficulty, and weights choose them by source; delete one of them"
-            yield _clash(at, text, "curriculum", "prompts")
+            yield clash(at, text, "curriculum", "prompts")
         steps = [phase.from_step for phase in stage.curriculum.phases]
         if steps[0] != 0 or steps != sorted(set(steps)):
             text = f"phases must begin at step 0 and each after the one before it; found from_step {listed(steps)}"
@@ -368,7 +311,7 @@ def _on_error(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
     for index, use in enumerate(rewards):
         if use.on_error == "stop" and "max_error_frac" in use.model_fields_set:
             text = f"on_error: stop ends the run at the first failure, but max_error_frac {use.max_error_frac:g} allows some; delete one of them"
-            yield _clash((*at, "rewards", index), text, "max_error_frac", "on_error")
+            yield clash((*at, "rewards", index), text, "max_error_frac", "on_error")
 
 
 def _keep(stage: RejectStage | DistillStage, at: Keys) -> Iterator[Finding]:
@@ -391,7 +334,7 @@ def _distill(stage: DistillStage, at: Keys) -> Iterator[Finding]:
         yield from _model(stage.from_, (*at, "from"))
     if stage.teacher is not None and stage.data is not None:
         text = f"stage {stage.name!r} has both a teacher, which would write its rows, and data; keep one"
-        yield _clash(at, text, "data", "teacher")
+        yield clash(at, text, "data", "teacher")
     elif stage.teacher is None and stage.data is None:
         text = f"stage {stage.name!r} has nothing to learn from; write teacher (a stage that answers prompts) or data (existing rows)"
         yield Finding(at, text, ((*at, "data"), (*at, "teacher")))
@@ -402,4 +345,4 @@ def _distill(stage: DistillStage, at: Keys) -> Iterator[Finding]:
         for name in ("prompts", "rewards"):
             if getattr(stage, name):
                 text = f"{name} need a teacher, and this stage learns from data; delete {name}"
-                yield _clash(at, text, name, "data")
+                yield clash(at, text, name, "data")

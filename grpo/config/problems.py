@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo.util.text import printable
+from grpo.util.text import printable, suggestion
 
 Keys = tuple[str | int, ...]
 
@@ -49,6 +51,11 @@ def _overlap(one: Keys, other: Keys) -> bool:
     return one[:shared] == other[:shared]
 
 
+def clash(at: Keys, text: str, *names: str) -> Finding:
+    """Return a finding at the first of the settings ``names`` below ``at`` that relies on all of them."""
+    return Finding((*at, names[0]), text, tuple((*at, name) for name in names[1:]))
+
+
 def dotted(keys: Keys, data: Any) -> str:
     """Return the keys as they are written on a command line, a stage by its name: stages.reason.rewards.0.weight."""
     words = []
@@ -70,3 +77,15 @@ def in_reading_order(problems: Iterable[Problem], recipe: str) -> list[str]:
         return line == 0, file != recipe, file if line else "", line
 
     return [str(problem) for problem in sorted(problems, key=order)]
+
+
+def no_file(path: Path) -> str:
+    """Return the message for a file that does not exist, with the file beside it that is most alike."""
+    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    what = "is a folder, not a file" if path.is_dir() else "does not exist"
+    return f"file {shown_path(path)} {what}{suggestion(path.name, siblings)}"
+
+
+def shown_path(path: Path) -> str:
+    """Return a path without "." and ".."."""
+    return os.path.normpath(path)

@@ -18,7 +18,7 @@ ROW = '{"prompt": "1 + 1", "completion": "2", "answer": "2"}\n'
 def test_a_file_that_is_not_there_is_looked_for_beside_the_recipe(write: Write, problems: Problems, sound: str, tmp_path: object) -> None:
     write("rows.jsonl", ROW)
     assert problems(sound, "data.sums={jsonl: rws.jsonl}") == [
-        f"command line: data.sums={{jsonl: rws.jsonl}}: file {tmp_path}/rws.jsonl is not there; did you mean 'rows.jsonl'?"
+        f"command line: data.sums={{jsonl: rws.jsonl}}: file {tmp_path}/rws.jsonl does not exist; did you mean 'rows.jsonl'?"
     ]
     assert problems(sound, "data.sums={jsonl: rows.jsonl}") == []
 
@@ -116,7 +116,7 @@ def test_the_evaluations_rewards_are_checked_against_its_prompts(write: Write, p
     ("override", "words"),
     [
         ("stages.reason.algorithm=gpro", "unknown algorithm 'gpro'; algorithms are [grpo, "),
-        ("stages.reason.algorithm=./mine.py:GRPO", "mine.py is not there"),
+        ("stages.reason.algorithm=./mine.py:GRPO", "mine.py does not exist"),
         ("stages.reason.algorithm=./code.py:MIEN", "it has [os, MINE, make]; did you mean 'MINE'?"),
         ("stages.reason.algorithm=./broken.py:X", "broken.py is not Python: "),
         ("stages.reason.algorithm=code.py", "expected ./file.py:name, found 'code.py'"),
@@ -124,7 +124,7 @@ def test_the_evaluations_rewards_are_checked_against_its_prompts(write: Write, p
             "template=r1zero",
             "unknown template 'r1zero'; templates are [r1_zero, chat, plain] or ./file.jinja; did you mean 'r1_zero'?",
         ),
-        ("template=./my.jinja", "my.jinja is not there"),
+        ("template=./my.jinja", "my.jinja does not exist"),
         ("model=./nowhere", "model './nowhere': there is no folder "),
         ("data.sums={generator: './code.py:mkae'}", "did you mean 'make'?"),
     ],

@@ -131,7 +131,10 @@ def test_disjoint_from_in_a_circle_is_one_problem(problems: Problems, sound: str
             ["found 'harvset', which does not exist; it can be one of [reason, harvest, late]; did you mean 'harvest'?"],
         ),
         ("measured_in: late", ["stage 'late' uses rows of 'hard', which stage 'late' has not measured yet"]),
-        ("measured_in: harvest, measured: a.jsonl", ["measured and measured_in both give the prompts a pass rate", "a.jsonl is not there"]),
+        (
+            "measured_in: harvest, measured: a.jsonl",
+            ["measured and measured_in both give the prompts a pass rate", "a.jsonl does not exist"],
+        ),
     ],
 )
 def test_prompts_are_measured_in_a_stage_before_those_that_need_it(keys: str, words: list[str], problems: Problems, sound: str) -> None:

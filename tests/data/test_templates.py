@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpo.config import Tags
-from grpo.config.check_inputs import option_mistakes, template_mistakes
+from grpo.config.check_templates import option_mistakes, template_mistakes
 from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
