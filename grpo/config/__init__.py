@@ -1,56 +1,39 @@
 """What a recipe may say, and what is wrong with one. Imports neither torch nor ray nor vllm."""
 
-from grpo.config.schema import (
+from grpo.config.schema.base import Fraction, Hint, NonNegativeFloat, Strict, TopP
+from grpo.config.schema.data import (
     FILE_KEYS,
     SOURCE_COLUMN,
     SOURCE_KEYS,
-    AnyStage,
-    ByDifficulty,
-    Curriculum,
     DataSource,
-    DistillStage,
-    Document,
-    DynamicSampling,
-    EvalStage,
-    Evaluation,
-    Ewc,
     Filters,
-    Fraction,
-    Hardware,
-    Keep,
-    Lora,
-    MadeModel,
-    Mix,
     Mixture,
-    NonNegativeFloat,
-    OptimizerKeys,
-    Phase,
-    PretrainedModel,
-    Recipe,
-    RejectStage,
-    RewardUse,
-    RlStage,
-    Rollout,
-    SamplingKeys,
-    SftStage,
-    Shard,
-    Stage,
-    StageBase,
-    Strict,
-    SupervisedCurriculum,
-    SupervisedKeys,
-    SupervisedPhase,
-    Tags,
-    Thirds,
-    TopP,
-    Trainer,
-    Validation,
     Weighted,
-    imitated_sources,
-    kept_alive,
     source_names,
     source_weights,
 )
+from grpo.config.schema.model import Document, Lora, MadeModel, PretrainedModel, Tags
+from grpo.config.schema.recipe import Recipe, imitated_sources, kept_alive
+from grpo.config.schema.rewards import Evaluation, RewardUse
+from grpo.config.schema.rollout import Rollout
+from grpo.config.schema.stages import (
+    AnyStage,
+    Curriculum,
+    DistillStage,
+    DynamicSampling,
+    EvalStage,
+    Keep,
+    Mix,
+    Phase,
+    RejectStage,
+    RlStage,
+    SamplingKeys,
+    SftStage,
+    Stage,
+    StageBase,
+)
+from grpo.config.schema.supervised import ByDifficulty, Ewc, SupervisedCurriculum, SupervisedKeys, SupervisedPhase, Thirds, Validation
+from grpo.config.schema.training import Hardware, OptimizerKeys, Shard, Trainer
 
 __all__ = [
     "AnyStage",
@@ -67,6 +50,7 @@ __all__ = [
     "Filters",
     "Fraction",
     "Hardware",
+    "Hint",
     "Keep",
     "Lora",
     "MadeModel",

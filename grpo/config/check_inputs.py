@@ -1,11 +1,10 @@
-"""Is everything there that a recipe takes from outside itself: files, tasks, functions, columns, rewards?"""
+"""Checks that everything outside the recipe that it refers to exists: files, tasks, functions, columns, rewards, models."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -26,32 +25,25 @@ from grpo.config import (
     imitated_sources,
     source_names,
 )
-from grpo.config.problems import Finding, Keys
-from grpo.util.model_folder import local_folder
+from grpo.config.check_templates import template_findings
+from grpo.config.problems import Finding, Keys, no_file, shown_path
 from grpo.util.text import listed, suggestion
 
-Columns = dict[str, frozenset[str] | None]  # of each source, None where they are not known before it is loaded
+Columns = dict[str, frozenset[str] | None]  # by source; None if they are only known after loading
 TRACKERS = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
-TEMPLATES = ("r1_zero", "chat", "plain")
-RENDERERS_OWN = frozenset(
-    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token raise_exception "
-    "strftime_now range dict lipsum cycler joiner namespace loop".split()
-)
-"""Names that whoever renders a chat template gives it, with those of jinja itself."""
 OUR_REWARD_KEYS = ("weight", "required", "name", "on_error", "max_error_frac")
-FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that no hub id names
+FETCHED_BY = {"smollm2-135m-instruct": "python scripts/fetch_smollm2.py"}  # models of shipped recipes that have no Hub id
 PEEK_ROWS, PEEK_BYTES = 50, 1 << 20
 
 
 def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    """Everything that is missing; ``base`` is the folder that relative paths refer to."""
-    yield from _template(recipe.template, base)
-    yield from _template_options(recipe, base)
+    """Yield everything that is missing. ``base`` is the folder that relative paths refer to."""
+    yield from template_findings(recipe, base)
     if recipe.rollout.script:
         yield from _python_name(recipe.rollout.script, base, ("rollout", "script"))
     if recipe.rollout.transport == "nixl" and not find_spec("nixl"):
         yield Finding(
-            ("rollout", "transport"), "nixl is not installed; pip install nixl, or delete transport: weights then go through main memory"
+            ("rollout", "transport"), "nixl is not installed; run pip install nixl, or delete transport, and weights go through host memory"
         )
     for number, tracker in enumerate(recipe.trackers):
         yield from _tracker(tracker, base, ("trackers", number))
@@ -91,15 +83,15 @@ def input_findings(recipe: Recipe, base: Path) -> Iterator[Finding]:
 
 
 def _unread_golds(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    """A filter by gold answers needs a reward that reads them."""
+    """Check that a source filtered by unreadable_gold has a reward that reads its reference answers."""
     for name, source in recipe.data.items():
         if source.filters.unreadable_gold is not None and not reading_uses(recipe, name, base):
-            text = f"no required reward that reads gold answers, such as math, judges samples of {name!r}; delete this filter"
+            text = f"no required reward that reads reference answers, such as math, scores samples of {name!r}; delete this filter"
             yield Finding(("data", name, "filters", "unreadable_gold"), text, (("data", name),))
 
 
 def reading_uses(recipe: Recipe, source: str, base: Path) -> list[RewardUse]:
-    """The rewards that judge samples of a source's prompts, are required, and read gold answers. A reward that cannot be loaded is none."""
+    """Return the required rewards that score samples of a source and read its reference answers, without those that cannot be loaded."""
     uses = [
         use for stage in recipe.stages if source in source_names(getattr(stage, "prompts", None)) for use in getattr(stage, "rewards", [])
     ]
@@ -120,13 +112,13 @@ def _reads(use: RewardUse, base: Path) -> bool:
 
 
 def source_columns(name: str, source: DataSource, base: Path, is_imitated: bool = False) -> tuple[frozenset[str] | None, list[Finding]]:
-    """The columns of a source's rows once renamed and rendered, None where only loading could tell; and what is wrong with the source."""
+    """Return the columns of a source's rows after renaming, or None if only loading can tell, and what is wrong with the source."""
     at: Keys = ("data", name)
     from rewards.load import missing_column
 
     columns, findings = _raw_columns(source, base, at)
     if source.measured and not (base / source.measured).is_file():
-        findings.append(Finding((*at, "measured"), _no_file(base / source.measured)))
+        findings.append(Finding((*at, "measured"), no_file(base / source.measured)))
     if source.generator:
         findings += _python_name(source.generator, base, (*at, "generator"))
     fields, wrong = _format_fields(source.question)
@@ -177,20 +169,20 @@ def _raw_columns(source: DataSource, base: Path, at: Keys) -> tuple[frozenset[st
         if kind in ("jsonl", "json", "csv", "parquet"):
             path = base / file
             if not path.is_file():
-                return None, [Finding((*at, kind), _no_file(path))]
+                return None, [Finding((*at, kind), no_file(path))]
             return _peek(path, kind), []
         if kind == "folder" and not (base / file).is_dir():
-            return None, [Finding((*at, kind), f"there is no folder {_normal(base / file)}")]
+            return None, [Finding((*at, kind), f"there is no folder {shown_path(base / file)}")]
     return None, []
 
 
 def _task_columns(task: str, settings: dict[str, Any], at: Keys) -> tuple[frozenset[str] | None, list[Finding]]:
-    """The columns of a reasoning-gym task, from one problem made with these settings."""
+    """Return the columns of a reasoning-gym task, from one problem that is generated with these settings."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        return None, [Finding((*at, "reasoning_gym"), "reasoning_gym is not installed; pip install reasoning-gym")]
+        return None, [Finding((*at, "reasoning_gym"), "reasoning_gym is not installed; run pip install reasoning-gym")]
     if task not in DATASETS:
         close = suggestion(task, DATASETS) or f"; tasks are {listed(sorted(DATASETS))}"
         return None, [Finding((*at, "reasoning_gym"), f"reasoning_gym has no task {task!r}{close}")]
@@ -201,14 +193,14 @@ def _task_columns(task: str, settings: dict[str, Any], at: Keys) -> tuple[frozen
         return None, [Finding((*at, "settings", name), f"task {task!r} has no setting {name!r}{text}") for name, text in texts]
     try:
         item = reasoning_gym.create_dataset(task, size=1, seed=0, **settings)[0]
-    except Exception as error:  # somebody else's checks, and whatever they raise
+    except Exception as error:  # the task's own checks may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         return None, [Finding((*at, "settings"), f"task {task!r} refuses these settings: {reason}")]
     return frozenset({"question", "answer", "metadata", *item["metadata"]}), []
 
 
 def _peek(path: Path, kind: str) -> frozenset[str] | None:
-    """The columns that a file's beginning shows; None if it cannot be read so (loading says why, with the line)."""
+    """Return the columns that the beginning of a file shows, or None if it cannot be read, which loading reports with the line."""
     try:
         if kind == "parquet":
             import pyarrow.parquet
@@ -216,7 +208,7 @@ def _peek(path: Path, kind: str) -> frozenset[str] | None:
             return frozenset(_schema_columns(pyarrow.parquet.read_schema(path)))
         with path.open(encoding="utf-8-sig", newline="") as file:
             if kind == "json":
-                return None  # it cannot be read in part
+                return None  # a JSON file cannot be read in part
             if kind == "csv":
                 header = next(csv.reader(file), [])
                 return None if len(header) == 1 and any(sign in header[0] for sign in ";\t|") else frozenset(header)
@@ -230,7 +222,7 @@ def _peek(path: Path, kind: str) -> frozenset[str] | None:
 
 
 def nested_columns(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Fields inside of a row's columns, as columns: names them: reward_model.ground_truth."""
+    """Yield the fields inside of a row's columns by their names in ``columns``: reward_model.ground_truth."""
     for key, value in row.items():
         if before:
             yield f"{before}{key}"
@@ -239,7 +231,7 @@ def nested_columns(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 
 def _schema_columns(fields: Any, before: str = "") -> Iterator[str]:
-    """The names of a Parquet file's columns, and of the fields inside of them."""
+    """Yield the names of a Parquet file's columns and of the fields inside of them."""
     import pyarrow
 
     for field in fields:
@@ -249,19 +241,19 @@ def _schema_columns(fields: Any, before: str = "") -> Iterator[str]:
 
 
 def _format_fields(pattern: str | None) -> tuple[list[str], str | None]:
-    """The columns that a format string names, or why it cannot be used."""
+    """Return the columns that a format string names, and what is wrong with it."""
     try:
         fields = [field for _, field, _, _ in Formatter().parse(pattern or "") if field is not None]
     except ValueError as error:
-        return [], f"not a format string: {error}; write a brace that is meant as such twice: {{{{"
+        return [], f"not a format string: {error}; write a literal brace twice: {{{{"
     odd = [field for field in fields if not field.isidentifier()]
     if odd:
-        return [], f"{{{odd[0]}}} is not the name of a column; braces hold a column's name and nothing else"
+        return [], f"{{{odd[0]}}} is not a column name; braces may only hold a column name"
     return fields, None
 
 
 def _completions(names: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
-    """Rows to imitate need a completion beside the prompt."""
+    """Check that rows to imitate have a completion beside the prompt."""
     from rewards.load import missing_column
 
     for name in source_names(names):
@@ -271,7 +263,7 @@ def _completions(names: Mixture | None, columns: Columns, keys: Keys) -> Iterato
 
 
 def _curriculum(curriculum: config.ByDifficulty | None, sources: Mixture | None, columns: Columns, keys: Keys) -> Iterator[Finding]:
-    """A curriculum needs its column in every source of its rows."""
+    """Check that every source of a curriculum has the column that it orders by."""
     from rewards.load import missing_column
 
     if curriculum is None:
@@ -293,7 +285,7 @@ def _evaluation(evaluation: Evaluation, columns: Columns, base: Path, at: Keys) 
 
 
 def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
-    """A reward that can be loaded, takes these settings, and finds the columns it asks for in every source of prompts."""
+    """Check that a reward can be loaded, accepts its settings, and finds its columns in every source of prompts."""
     from rewards import check_reward
 
     for name in source_names(prompts) or [""]:
@@ -310,95 +302,8 @@ def _reward(use: RewardUse, prompts: Mixture | None, columns: Columns, base: Pat
 # --- Files and functions --------------------------------------------------------------------------
 
 
-def _template(template: str, base: Path) -> Iterator[Finding]:
-    if template.endswith(".jinja"):
-        path = base / template
-        if not path.is_file():
-            yield Finding(("template",), _no_file(path))
-        else:
-            for text in template_mistakes(path.read_text(encoding="utf-8", errors="replace")):
-                yield Finding(("template",), f"{_normal(path)}:{text}")
-    elif template not in TEMPLATES:
-        text = f"no template is called {template!r}; templates are {listed(TEMPLATES)} or ./file.jinja{suggestion(template, TEMPLATES)}"
-        yield Finding(("template",), text)
-
-
-def _template_options(recipe: Recipe, base: Path) -> Iterator[Finding]:
-    """Options that the template never asks for. Of a model that is elsewhere the template is not known yet; the run looks at it then."""
-    if not recipe.template_options or recipe.template not in ("r1_zero", "plain", "chat") and not (base / recipe.template).is_file():
-        return
-    if recipe.template in ("r1_zero", "plain"):
-        text = f"template {recipe.template!r} has no options; write template: chat or ./file.jinja, or delete template_options"
-        yield Finding(("template_options",), text, (("template",),))
-        return
-    source = _chat_template(recipe.model, base) if recipe.template == "chat" else (base / recipe.template).read_text(errors="replace")
-    if source is not None and not template_mistakes(source):
-        for text in option_mistakes(recipe.template_options, source):
-            yield Finding(("template_options",), text, (("template",),))
-
-
-def _chat_template(model: str | MadeModel | PretrainedModel, base: Path) -> str | None:
-    """That of a model's folder, None where there is no such folder or it has several."""
-    if isinstance(model, MadeModel):
-        return None
-    path = model if isinstance(model, str) else model.path
-    if (folder := local_folder(path, base)) is None:
-        return None
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    try:
-        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError):
-        return None
-    return named if isinstance(named, str) else None
-
-
-def option_mistakes(options: Mapping[str, Any], source: str | None) -> list[str]:
-    """What is wrong with a template's options, a line each; ``source`` is the jinja that they are for, None where there is none."""
-    if not options:
-        return []
-    if source is None:
-        return ["it has no options; use a chat template, or delete them"]
-    from jinja2 import meta
-
-    known = sorted(meta.find_undeclared_variables(_parsed_template(source)) - RENDERERS_OWN)
-    mistakes = [f"{name!r} is given to every template by the toolkit itself; delete it" for name in options if name in RENDERERS_OWN]
-    return mistakes + [
-        f"the template never asks for {name!r}; it asks for {listed(known) if known else 'none'}{suggestion(name, known)}"
-        for name in options
-        if name not in known and name not in RENDERERS_OWN
-    ]
-
-
-def _parsed_template(source: str) -> Any:
-    """Its syntax tree. Raises jinja2.TemplateSyntaxError."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    # {% generation %} marks the assistant's words for trainers that mask by it; transformers knows it, jinja does not
-    return environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
-
-
-def template_mistakes(source: str) -> list[str]:
-    """Line and text of what is wrong with a chat template by its mere look: no jinja, or a reach for Python's own attributes."""
-    from jinja2 import TemplateSyntaxError, nodes
-
-    try:
-        tree = _parsed_template(source)
-    except TemplateSyntaxError as error:
-        return [f"{error.lineno}: not a jinja template: {error.message}"]
-    mistakes = []
-    reached: list[tuple[int, Any]] = [(node.lineno, node.attr) for node in tree.find_all(nodes.Getattr)]
-    reached += [(node.lineno, node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)]
-    for line, name in sorted(reached, key=lambda found: found[0]):
-        if isinstance(name, str) and name.startswith("__"):
-            mistakes.append(f"{line}: a template may not reach for {name}, which leads out of it; take what it needs from the messages")
-    return mistakes
-
-
 def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Path, keys: Keys) -> Iterator[Finding]:
-    """A local folder that is there; or, for a made model, problems to write a corpus from."""
+    """Check that a local model folder exists and has a tokenizer, and that a tiny model has problems for its corpus."""
     from rewards.load import missing_column
 
     if isinstance(model, MadeModel):
@@ -410,7 +315,7 @@ def _model(model: str | MadeModel | PretrainedModel, columns: Columns, base: Pat
     path = model if isinstance(model, str) else model.path
     is_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (base / Path(path).expanduser()).is_dir():
-        folder = _normal(base / Path(path).expanduser())
+        folder = shown_path(base / Path(path).expanduser())
         command = FETCHED_BY.get(Path(path).name)
         do = f"get it first: {command} --out {folder}" if command else "name one, or a hub id such as Qwen/Qwen2.5-1.5B"
         yield Finding(keys, f"model {path!r}: there is no folder {folder}; {do}")
@@ -424,38 +329,42 @@ def _algorithm(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
     if ".py" in ref:
         yield from _python_name(ref, base, keys)
     else:
-        yield Finding(keys, f"no algorithm is called {ref!r}; algorithms are {listed(NAMES)} or ./file.py:NAME{suggestion(ref, NAMES)}")
+        yield Finding(keys, f"unknown algorithm {ref!r}; algorithms are {listed(NAMES)} or ./file.py:NAME{suggestion(ref, NAMES)}")
 
 
 def _tracker(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
     if ".py" in ref:
         yield from _python_name(ref, base, keys)
     elif ref not in TRACKERS:
-        yield Finding(keys, f"no tracker is called {ref!r}; trackers are {listed(TRACKERS)} or ./file.py:Class{suggestion(ref, TRACKERS)}")
-    elif not any((spec := find_spec(module)) and spec.origin for module in TRACKERS[ref]):  # a folder ./wandb is a package without origin
-        yield Finding(keys, f"tracker {ref!r} is not installed; pip install {TRACKERS[ref][0]}, or delete it: metrics.jsonl has everything")
+        yield Finding(keys, f"unknown tracker {ref!r}; trackers are {listed(TRACKERS)} or ./file.py:Class{suggestion(ref, TRACKERS)}")
+    elif not any(
+        (spec := find_spec(module)) and spec.origin for module in TRACKERS[ref]
+    ):  # a folder ./wandb would be found as a package without origin
+        yield Finding(
+            keys, f"tracker {ref!r} is not installed; run pip install {TRACKERS[ref][0]}, or delete it: metrics.jsonl has everything"
+        )
 
 
 def _python_name(ref: str, base: Path, keys: Keys) -> Iterator[Finding]:
-    """./file.py:name, where the file parses and binds the name at its top level; nothing in it is run."""
+    """Check ./file.py:name: the file parses and defines the name at its top level. Nothing in it is run."""
     file, _, name = ref.rpartition(":")
     path = base / file
     if not file.endswith(".py"):
         yield Finding(keys, f"expected ./file.py:name, found {ref!r}")
     elif not path.is_file():
-        yield Finding(keys, _no_file(path))
+        yield Finding(keys, no_file(path))
     else:
         try:
             bound = _top_level_names(ast.parse(path.read_bytes()))
         except (SyntaxError, ValueError) as error:
-            yield Finding(keys, f"{_normal(path)} is not Python: {error}")
+            yield Finding(keys, f"{shown_path(path)} is not Python: {error}")
             return
         if name not in bound and "*" not in bound:
-            yield Finding(keys, f"there is no {name!r} in {_normal(path)}; it has {listed(bound)}{suggestion(name, bound)}")
+            yield Finding(keys, f"there is no {name!r} in {shown_path(path)}; it has {listed(bound)}{suggestion(name, bound)}")
 
 
 def _top_level_names(module: ast.Module) -> list[str]:
-    """Names bound at the top of a file, also under its ifs and tries; "*" for a star import."""
+    """Return the names defined at the top level of a file, also inside if and try. A star import gives "*"."""
     names = []
     for statement in module.body:
         for node in ast.walk(statement) if isinstance(statement, ast.If | ast.Try) else [statement]:
@@ -467,13 +376,3 @@ def _top_level_names(module: ast.Module) -> list[str]:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 names += [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
     return names
-
-
-def _no_file(path: Path) -> str:
-    siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-    what = "is a folder, not a file" if path.is_dir() else "is not there"
-    return f"file {_normal(path)} {what}{suggestion(path.name, siblings)}"
-
-
-def _normal(path: Path) -> str:
-    return os.path.normpath(path)

@@ -1,4 +1,4 @@
-"""Names in a recipe lead to things of the right type."""
+"""Checks that every name in a recipe refers to something of the right type."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from grpo.config.problems import Finding, Keys
 from grpo.util.text import listed, suggestion
 
 MAKES = {"sft": "a model", "rl": "a model", "distill": "a model", "reject": "a dataset", "eval": "no model and no dataset"}
-MEASURES = ("eval", "reject", "rl")  # leave samples of prompts with what they were judged to be worth
+MEASURES = ("eval", "reject", "rl")  # the kinds that leave samples of prompts with their rewards
 REMEDY = {"a model": "name a stage of kind sft, rl or distill, or 'base'", "a dataset": "name a data source or a stage of kind reject"}
 
 
 def reference_findings(recipe: Recipe) -> Iterator[Finding]:
-    """Yield every name in a well-formed recipe that leads nowhere, to a thing of the wrong type, or to itself."""
+    """Yield every name in a well-formed recipe that refers to nothing, to something of the wrong type, or to itself."""
     yield from _names(recipe)
     yield from _references(recipe)
     yield from _disjoint(recipe)
@@ -23,28 +23,28 @@ def reference_findings(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _names(recipe: Recipe) -> Iterator[Finding]:
-    """A name means one thing: a stage, a data source, or the recipe's model ('base')."""
+    """Check that each name has one meaning: a stage, a data source, or the recipe's model ('base')."""
     names = [stage.name for stage in recipe.stages]
     for index, name in enumerate(names):
         keys: Keys = ("stages", index, "name")
         first = names.index(name)
         if first < index:
-            yield Finding(keys, f"two stages are called {name!r}; rename one", (("stages", first, "name"),))
+            yield Finding(keys, f"two stages are named {name!r}; rename one of them", (("stages", first, "name"),))
         if name == "base":
-            yield Finding(keys, "a stage cannot be called 'base', which means the recipe's model; rename it")
+            yield Finding(keys, "a stage cannot be named 'base', which means the recipe's model; rename it")
         if name in recipe.data:
-            yield Finding(keys, f"a stage and a data source are both called {name!r}; rename one", (("data", name),))
+            yield Finding(keys, f"a stage and a data source are both named {name!r}; rename one of them", (("data", name),))
     if "base" in recipe.data:
-        yield Finding(("data", "base"), "a data source cannot be called 'base', which means the recipe's model; rename it")
+        yield Finding(("data", "base"), "a data source cannot be named 'base', which means the recipe's model; rename it")
 
 
 def _references(recipe: Recipe) -> Iterator[Finding]:
-    """What stages and evaluations say they start from, learn from and read."""
+    """Check what stages and evaluations start from, learn from and read."""
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage.from_, str):
             yield from _reference(recipe, index, ("from",), stage.from_, "starts from", "a model")
         if isinstance(stage.from_, MadeModel):
-            yield from _source(recipe, ("stages", index, "from", "problems"), stage.from_.problems, "a made model's problems")
+            yield from _source(recipe, ("stages", index, "from", "problems"), stage.from_.problems, "a tiny model's problems")
         if isinstance(stage, SftStage | DistillStage):
             yield from _row_references(recipe, index, "data", stage.data, "takes its rows from")
         if isinstance(stage, RlStage | RejectStage | DistillStage):
@@ -57,7 +57,7 @@ def _references(recipe: Recipe) -> Iterator[Finding]:
         if isinstance(stage, EvalStage) and stage.evaluation:
             yield from _source(recipe, ("stages", index, "evaluation", "prompts"), stage.evaluation.prompts, "an evaluation's prompts")
     if isinstance(recipe.model, MadeModel):
-        yield from _source(recipe, ("model", "problems"), recipe.model.problems, "a made model's problems")
+        yield from _source(recipe, ("model", "problems"), recipe.model.problems, "a tiny model's problems")
     if recipe.evaluation:
         yield from _source(recipe, ("evaluation", "prompts"), recipe.evaluation.prompts, "an evaluation's prompts")
 
@@ -71,7 +71,7 @@ def _row_references(recipe: Recipe, index: int, key: str, names: Mixture | None,
 
 
 def _reference(recipe: Recipe, index: int, keys: Keys, name: str, verb: str, wanted: Literal["a model", "a dataset"]) -> Iterator[Finding]:
-    """One name in a stage, which must lead to a thing of the wanted type made earlier."""
+    """Check one name in a stage, which must refer to something of the wanted type that is made earlier."""
     names = [stage.name for stage in recipe.stages]
     if name == "base" and wanted == "a model" or name in recipe.data and wanted == "a dataset":
         return
@@ -88,7 +88,7 @@ def _reference(recipe: Recipe, index: int, keys: Keys, name: str, verb: str, wan
         close = suggestion(name, known)
         if not close and keys == ("from",) and recipe.stages[index].kind == "distill":
             close = "; for another model write {path: ...} or {make: ...}"
-        what = f"which is not there; it can be one of {listed(known)}{close}"
+        what = f"which does not exist; it can be one of {listed(known)}{close}"
         relies_on = (("data", name), *(("stages", other, "name") for other in range(len(names))))
     elif (other := names.index(name)) == index:
         what = f"which is itself; {remedy}"
@@ -103,15 +103,15 @@ def _reference(recipe: Recipe, index: int, keys: Keys, name: str, verb: str, wan
 
 
 def _source(recipe: Recipe, keys: Keys, name: str, whose: str) -> Iterator[Finding]:
-    """One name that must be a data source, whatever stages there are."""
+    """Check one name that must be a data source."""
     if name not in recipe.data:
-        stage = "which is a stage" if name in [stage.name for stage in recipe.stages] else "which is not there"
+        stage = "which is a stage" if name in [stage.name for stage in recipe.stages] else "which does not exist"
         text = f"{whose} must be a data source, found {name!r}, {stage}; sources are {listed(recipe.data)}{suggestion(name, recipe.data)}"
         yield Finding(keys, text, (("data", name),))
 
 
 def _disjoint(recipe: Recipe) -> Iterator[Finding]:
-    """disjoint_from names other sources, and never in a circle: nobody could say which gives way."""
+    """Check that disjoint_from names other sources without a cycle, in which it would be undefined which source loses its prompts."""
     for name, source in recipe.data.items():
         for number, other in enumerate(source.disjoint_from):
             yield from _source(recipe, ("data", name, "disjoint_from", number), other, "disjoint_from")
@@ -120,18 +120,18 @@ def _disjoint(recipe: Recipe) -> Iterator[Finding]:
         circle = _circle(recipe, name)
         if circle and not reported & set(circle):
             reported |= set(circle)
-            text = f"disjoint_from goes in a circle, {' -> '.join(circle)}; let one of them keep its prompts"
+            text = f"circular disjoint_from: {' -> '.join(circle)}; remove it from one of them"
             yield Finding(("data", name, "disjoint_from"), text, tuple(("data", other) for other in circle))
 
 
 def _measured(recipe: Recipe) -> Iterator[Finding]:
-    """measured_in names a stage that writes down samples, and only later stages take rows whose measuring has to wait for it."""
+    """Check that measured_in names a stage that writes samples, and that only later stages use the rows it measures."""
     kinds = {stage.name: stage.kind for stage in recipe.stages}
     writers = [name for name, kind in kinds.items() if kind in MEASURES]
     for source, stage in [(name, source.measured_in) for name, source in recipe.data.items() if source.measured_in is not None]:
         keys: Keys = ("data", source, "measured_in")
         if stage not in writers:
-            what = f"which is of kind {kinds[stage]}" if stage in kinds else "which is not there"
+            what = f"which is of kind {kinds[stage]}" if stage in kinds else "which does not exist"
             text = (
                 f"measured_in must be a stage of kind {' or '.join(MEASURES)}, found {stage!r}, {what}; it can be one of {listed(writers)}"
             )
@@ -141,17 +141,17 @@ def _measured(recipe: Recipe) -> Iterator[Finding]:
         for index, user in enumerate(recipe.stages):
             for key in ("data", "prompts"):
                 if source in source_names(getattr(user, key, None)) and index <= begun:
-                    text = f"stage {user.name!r} takes rows from {source!r}, which are measured in {stage!r}, not before; give it a source of its own"
+                    text = f"stage {user.name!r} uses rows of {source!r}, which stage {stage!r} has not measured yet; give it a source of its own"
                     yield Finding(("stages", index, key), text, (keys,))
         for other, where in _early_uses(recipe, source):
-            text = f"{other} needs the rows of {source!r} from the start, and they are measured in stage {stage!r}; give it a source of its own"
+            text = f"{other} needs the rows of {source!r} from the start, but stage {stage!r} measures them; give it a source of its own"
             yield Finding(where, text, (keys,))
 
 
 def _early_uses(recipe: Recipe, source: str) -> Iterator[tuple[str, Keys]]:
-    """What needs a source before any stage has run: (who, keys)."""
+    """Yield what needs a source before any stage has run, with its keys."""
     if isinstance(recipe.model, MadeModel) and recipe.model.problems == source:
-        yield "the made model", ("model", "problems")
+        yield "the tiny model", ("model", "problems")
     if recipe.evaluation and recipe.evaluation.prompts == source:
         yield "the evaluation", ("evaluation", "prompts")
     for name, other in recipe.data.items():
@@ -160,7 +160,7 @@ def _early_uses(recipe: Recipe, source: str) -> Iterator[tuple[str, Keys]]:
 
 
 def _circle(recipe: Recipe, start: str) -> list[str] | None:
-    """A way from a source back to itself along disjoint_from, if there is one."""
+    """Return a path from a source back to itself along disjoint_from, if there is one."""
     paths, seen = [[start]], {start}
     while paths:
         path = paths.pop()

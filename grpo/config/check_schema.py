@@ -1,38 +1,46 @@
-"""What does the schema expect at a place in a recipe, and how is a mistake against it said in one line and read past?
+"""Checks a recipe against the schema and reports each mistake in one line.
 
-pydantic judges; this module turns its errors into findings: one for each mistake, however many members of a union refused a value.
-So that one mistake does not hide the next, ``validated`` puts something harmless where each mistake was and goes on.
+pydantic validates; this module turns its errors into findings: one for each mistake, however many members of a union refused a value.
+So that one mistake does not hide the next, ``validated`` replaces each mistaken value with a harmless one and validates again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from grpo.config import Recipe
-from grpo.config.foreign_keys import ELSEWHERE, KINDS_ELSEWHERE
+from grpo.config import Hint, Recipe
+from grpo.config.foreign_keys import FOREIGN_KEYS, FOREIGN_KINDS, RENAMED
 from grpo.config.problems import Finding, Keys, Problem
 from grpo.config.yaml_positions import Node, locate, node_of
 from grpo.util.text import did_you_mean, found, listed, resembles_closely, suggestion
 
 VALUE_FOR = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-ROUNDS = 4  # a misspelt kind hides a misspelt key, which hides a wrong value; more than that waits for the next reading
+ROUNDS = 4  # a misspelt kind hides a misspelt key, which hides a wrong value; deeper mistakes are reported on the next run
 
 
-class Spot(NamedTuple):
-    """A place in the schema: the annotation there, and what the schema says about it in words. Annotation Any: anything goes."""
+class SchemaNode(NamedTuple):
+    """What the schema expects at some keys: a type, and a hint for error messages. The annotation Any accepts everything."""
 
     annotation: Any
-    description: str | None = None
+    hint: str | None = None
+
+    @property
+    def about(self) -> str:
+        """The end of an error message: the hint in brackets, or nothing."""
+        return f" ({self.hint})" if self.hint else ""
 
 
 class Validated(NamedTuple):
-    """``recipe`` is None if the mistakes could not be read past; ``damaged`` are the keys at which ``tree`` isn't what was written."""
+    """The result of validation.
+
+    ``recipe`` is None if it stayed invalid after every mistake was replaced. ``damaged`` are the keys at which ``tree`` was replaced.
+    """
 
     recipe: Recipe | None
     tree: Node
@@ -41,7 +49,7 @@ class Validated(NamedTuple):
 
 
 def validated(tree: Node) -> Validated:
-    """The recipe that the tree describes, with everything the schema has against it."""
+    """Return the recipe that the tree describes, with everything in it that violates the schema."""
     problems: list[Problem] = []
     damaged: list[Keys] = []
     for _ in range(ROUNDS):
@@ -57,42 +65,43 @@ def validated(tree: Node) -> Validated:
     return Validated(None, tree, problems, damaged)
 
 
-def spot_at(data: Any, keys: Iterable[str | int]) -> Spot:
-    """What the schema says about the value that ``keys`` lead to; ``data`` decides between the members of unions."""
-    spot = Spot(Recipe)
+def schema_at(data: Any, keys: Iterable[str | int]) -> SchemaNode:
+    """Return what the schema expects at ``keys``. ``data`` decides between the members of unions."""
+    node = SchemaNode(Recipe)
     for key in keys:
-        spot = _below(spot.annotation, data, key)
+        node = _below(node.annotation, data, key)
         data = _step(data, key)
-    return spot
+    return node
 
 
 def admits_null(annotation: Any) -> bool:
-    """Does null mean something here, other than "not written"? (Anything goes under free-form settings, but there it says nothing.)"""
+    """Return whether null is a value here. Under free-form settings, which accept everything, it means "not written"."""
     return annotation is not Any and any(_bare(member) is NoneType for member in _members(annotation))
 
 
 class _Mistake(NamedTuple):
-    """A finding and how to read past it: another name for its key, or a value in its place (None: nothing, the default)."""
+    """A finding and how to continue after it: with another name for its key, or another value (None: the default)."""
 
     finding: Finding
     keys: Keys
     rename: str | None = None
     value: Any = None
-    is_certain: bool = False  # the mended text says what was meant, so what is found in it is worth reporting
+    is_certain: bool = False  # the corrected text is what was meant, so mistakes in it are worth reporting
 
     def mended(self, tree: Node) -> tuple[Node, list[Keys]]:
         if self.rename:
             return tree.renamed(self.keys, self.rename), []
-        place = tree.nearest(self.keys).place
-        return tree.put(self.keys, None if self.value is None else node_of(self.value, place)), [] if self.is_certain else [self.keys]
+        location = tree.nearest(self.keys).location
+        return tree.put(self.keys, None if self.value is None else node_of(self.value, location)), [] if self.is_certain else [self.keys]
 
 
 def _mistakes(error: ValidationError, data: Any) -> list[_Mistake]:
-    """One mistake for each thing the author got wrong."""
+    """Return one mistake for each thing that is wrong in the recipe."""
     errors = {keys: item for item in error.errors(include_url=False) if (keys := _keys(item["loc"], item["type"], data)) is not None}
     # The members of a union complain about one value at several depths: the deepest complaint is about the member that was meant.
     deepest = {keys: item for keys, item in errors.items() if not any(keys == other[: len(keys)] for other in errors if other != keys)}
-    unknown = {keys: _unknown_key(keys, data) for keys, item in deepest.items() if item["type"] == "extra_forbidden"}
+    listing: dict[Keys, str] = {}
+    unknown = {keys: _unknown_key(keys, data, listing) for keys, item in deepest.items() if item["type"] == "extra_forbidden"}
     provided = {(*keys[:-1], mistake.rename) for keys, mistake in unknown.items()}
     mistakes = dict(unknown)
     for keys, item in deepest.items():
@@ -114,25 +123,26 @@ def _mistakes(error: ValidationError, data: Any) -> list[_Mistake]:
 
 
 def _keys(loc: tuple[str | int, ...], kind: str, data: Any) -> Keys | None:
-    """The keys in pydantic's location, without the names of union members; None if it is about a member that wasn't meant."""
+    """Return the keys in pydantic's location, without the names of union members, or None if the error concerns another member."""
     keys: Keys = ()
-    spot = Spot(Recipe)
+    node = SchemaNode(Recipe)
     for depth, part in enumerate(loc):
         is_new_key = depth == len(loc) - 1 and kind in ("missing", "extra_forbidden")
         if (isinstance(data, dict) and (part in data or is_new_key)) or (isinstance(data, list) and isinstance(part, int)):
-            spot, data, keys = _below(spot.annotation, data, part), _step(data, part), (*keys, part)
-        elif isinstance(data, dict) and part in _not_meant(spot.annotation, data):
+            node, data, keys = _below(node.annotation, data, part), _step(data, part), (*keys, part)
+        elif isinstance(data, dict) and _is_another_member(part, node.annotation, data):
             return None
     return keys
 
 
-def _unknown_key(keys: Keys, data: Any) -> _Mistake:
+def _unknown_key(keys: Keys, data: Any, listing: dict[Keys, str]) -> _Mistake:
+    """Report an unknown key. ``listing``: for each mapping, the unknown key whose message lists the known ones; the others refer to it."""
     *parent_keys, key = keys
     parent = _value_at(data, parent_keys)
-    annotation = spot_at(data, parent_keys).annotation
+    annotation = schema_at(data, parent_keys).annotation
     model = _meant(annotation, parent)
     fields = _fields(model)
-    ours = ELSEWHERE.get(str(key))
+    ours = RENAMED.get(str(key)) or FOREIGN_KEYS.get(str(key))
     close = ours if ours in fields else did_you_mean(key, fields)
     kind = _kind(model)
     owners = [_kind(member) for member in map(_bare, _members(annotation)) if member is not model and key in _fields(member)]
@@ -140,36 +150,44 @@ def _unknown_key(keys: Keys, data: Any) -> _Mistake:
     if kind and owners:
         text += f" in a stage of kind {kind}; it belongs to kind {' or '.join(map(str, owners))}"
     elif ours and ours != close:
-        text += f", which other toolkits have; here it is {ours}"
+        text += f" of another toolkit; {_instead(ours)}"
         close = None
+    elif str(key) in RENAMED and close == ours and close not in parent:
+        text += f", now called {close!r}"
     elif close:
         text += f"; did you mean {close!r}, which is there already?" if close in parent else f"; did you mean {close!r}?"
+    elif (first := listing.setdefault(keys[:-1], str(key))) == key:
+        text += f"; known keys are {listed(sorted(fields))}"
     else:
-        text += f"; known here are {listed(sorted(fields))}"
+        text += f"; the known keys are listed at {first!r}"
     is_rename = bool(close) and not owners and close not in parent
     if is_rename and not ours and not resembles_closely(key, str(close)):
-        return _Mistake(Finding(keys, text), keys)  # what stands there may be meant for something else
+        return _Mistake(Finding(keys, text), keys)  # the value may belong to another key
     return _Mistake(Finding(keys, text), keys, rename=close if is_rename else None, is_certain=True)
 
 
+def _instead(ours: str) -> str:
+    reason = ours.removeprefix("nothing: ")
+    return f"write {ours}" if reason == ours else f"delete it: {reason}"
+
+
 def _wrong_key(keys: Keys, data: Any) -> _Mistake:
-    """A key of a mapping whose keys are a choice."""
+    """Report a key of a mapping that accepts only some keys."""
     *parent_keys, key = keys
-    mapping = _meant(spot_at(data, parent_keys).annotation, {})
+    mapping = _meant(schema_at(data, parent_keys).annotation, {})
     choices = get_args(_bare(get_args(mapping)[0]))
-    return _Mistake(Finding(keys, f"unknown key {key!r}; known here are {listed(choices)}{suggestion(key, choices)}"), keys)
+    return _Mistake(Finding(keys, f"unknown key {key!r}; known keys are {listed(choices)}{suggestion(key, choices)}"), keys)
 
 
 def _missing_key(keys: Keys, data: Any) -> _Mistake:
-    spot = spot_at(data, keys)
-    about = f" ({spot.description})" if spot.description else ""
-    text = f"key {keys[-1]!r} is missing; write {describe(spot.annotation)}{about}"
-    return _Mistake(Finding(keys, text), keys, value=_placeholder(spot.annotation))
+    node = schema_at(data, keys)
+    text = f"key {keys[-1]!r} is missing; write {describe(node.annotation)}{node.about}"
+    return _Mistake(Finding(keys, text), keys, value=_placeholder(node.annotation))
 
 
 def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
     stage = _value_at(data, keys)
-    kinds = [kind for member in map(_bare, _members(spot_at(data, keys).annotation)) if (kind := _kind(member)) is not None]
+    kinds = [kind for member in map(_bare, _members(schema_at(data, keys).annotation)) if (kind := _kind(member)) is not None]
     if "kind" not in stage:
         close = next((key for key in stage if did_you_mean(key, ["kind"]) and stage[key] in kinds), None)
         if close:
@@ -178,7 +196,7 @@ def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
     elif stage["kind"] is None:
         text = "kind: null removes a stage of the recipe that this one extends, and there is none of this name"
     else:
-        close = KINDS_ELSEWHERE.get(str(stage["kind"])) or did_you_mean(stage["kind"], kinds)
+        close = FOREIGN_KINDS.get(str(stage["kind"])) or did_you_mean(stage["kind"], kinds)
         text = f"no kind of stage is called {found(stage['kind'])}; kinds are {listed(kinds)}"
         text += f"; did you mean {close!r}?" if close else ""
         if close:
@@ -189,14 +207,13 @@ def _wrong_kind(keys: Keys, data: Any) -> _Mistake:
 
 def _wrong_value(keys: Keys, data: Any) -> _Mistake:
     value = _value_at(data, keys)
-    spot = spot_at(data, keys)
-    about = f" ({spot.description})" if spot.description else ""
-    text = f"expected {describe(spot.annotation)}, found {found(value)}{_remedy(spot.annotation, value)}{about}"
+    node = schema_at(data, keys)
+    text = f"expected {describe(node.annotation)}, found {found(value)}{_remedy(node.annotation, value)}{node.about}"
     return _Mistake(Finding(keys, text), keys, value=_stand_in(keys, data))
 
 
 def _remedy(annotation: Any, value: Any) -> str:
-    """What to write instead, where that can be known."""
+    """Return what to write instead, if that is known."""
     bare = [_bare(member) for member in _members(annotation)]
     choices = [choice for member in bare if get_origin(member) is Literal for choice in get_args(member)]
     if isinstance(value, float) and int in bare and value.is_integer():
@@ -211,14 +228,14 @@ def _remedy(annotation: Any, value: Any) -> str:
 
 
 def _stand_in(keys: Keys, data: Any) -> Any:
-    """A value to go on with: None (that is, the default) where there is one."""
+    """Return a value to continue with: None, which means the default, if the key has one."""
     *parent_keys, key = keys
-    field = _fields(_meant(spot_at(data, parent_keys).annotation, _value_at(data, parent_keys))).get(str(key))
-    return None if field and not field.is_required() else _placeholder(spot_at(data, keys).annotation)
+    field = _fields(_meant(schema_at(data, parent_keys).annotation, _value_at(data, parent_keys))).get(str(key))
+    return None if field and not field.is_required() else _placeholder(schema_at(data, keys).annotation)
 
 
 def _placeholder(annotation: Any) -> Any:
-    """The least that a required value can be."""
+    """Return the smallest valid value of a required key."""
     bare = _bare(_members(annotation)[0])
     if _is_model(bare):
         return {key: _placeholder(_fields(bare)[key].annotation) for key in _required(bare)}
@@ -229,27 +246,28 @@ def _placeholder(annotation: Any) -> Any:
     return {str: "unnamed", int: 1, float: 1.0, bool: False}.get(bare, {})
 
 
-# --- The schema, walked ---------------------------------------------------------------------------
+# --- Walking the schema ---------------------------------------------------------------------------
 
 
-def _not_meant(annotation: Any, data: Any) -> set[str]:
-    """What pydantic calls the other members of a union."""
-    members = [_bare(member) for member in _members(annotation)]
-    return {getattr(member, "__name__", "") for member in members if member is not _meant(annotation, data)}
+def _is_another_member(name: str | int, annotation: Any, data: Any) -> bool:
+    """Return whether ``name`` is pydantic's name for a member of a union that ``data`` does not belong to."""
+    named = [member for member in map(_bare, _members(annotation)) if getattr(member, "__name__", "") == name]
+    return bool(named) and _meant(annotation, data) not in named
 
 
-def _below(annotation: Any, data: Any, key: str | int) -> Spot:
-    """What the schema says one key further down."""
+def _below(annotation: Any, data: Any, key: str | int) -> SchemaNode:
+    """Return what the schema expects one key further down."""
     meant = _meant(annotation, data)
     if _is_model(meant):
         field = _fields(meant).get(str(key))
         if not field:
-            return Spot(Any)
-        return Spot(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, field.description)
+            return SchemaNode(Any)
+        hint = next((item.text for item in field.metadata if isinstance(item, Hint)), None)
+        return SchemaNode(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, hint)
     arguments = get_args(meant)
     if get_origin(meant) is tuple and isinstance(key, int):
-        return Spot(arguments[min(key, len(arguments) - 1)])
-    return Spot(arguments[-1]) if get_origin(meant) in (list, dict) else Spot(Any)
+        return SchemaNode(arguments[min(key, len(arguments) - 1)])
+    return SchemaNode(arguments[-1]) if get_origin(meant) in (list, dict) else SchemaNode(Any)
 
 
 def _step(data: Any, key: str | int) -> Any:
@@ -267,7 +285,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _limits(annotation: Any) -> list[Any]:
-    """What stands beside the type in Annotated: Gt(0), Le(1), a pattern."""
+    """Return the metadata beside the type in Annotated: Gt(0), Le(1), a pattern."""
     if get_origin(annotation) is not Annotated:
         return []
     inner, *beside = get_args(annotation)
@@ -275,7 +293,7 @@ def _limits(annotation: Any) -> list[Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation alone; each may still be Annotated."""
+    """Return the members of a union, or the annotation alone. Each may still be Annotated."""
     bare = _bare(annotation)
     if get_origin(bare) not in (Union, UnionType):
         return [annotation]
@@ -283,7 +301,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _meant(annotation: Any, data: Any) -> Any:
-    """The member of a union that the author of ``data`` had in mind."""
+    """Return the member of a union that ``data`` is most likely meant to be."""
     members = [_bare(member) for member in _members(annotation)]
     if isinstance(data, dict):
         models = [member for member in members if _is_model(member)]
@@ -295,8 +313,14 @@ def _meant(annotation: Any, data: Any) -> Any:
 
 
 def _likeness(model: type[BaseModel], data: dict[str, Any]) -> tuple[bool, int]:
+    return _kind(model) is not None and _kind(model) == data.get("kind"), _num_known(model, tuple(data))
+
+
+@lru_cache(maxsize=1024)  # every unknown key asks this about the whole mapping that it stands in
+def _num_known(model: type[BaseModel], keys: tuple[str, ...]) -> int:
+    """Return how many of the keys are, or resemble, keys of the model."""
     fields = _fields(model)
-    return _kind(model) is not None and _kind(model) == data.get("kind"), sum(did_you_mean(key, fields) is not None for key in data)
+    return sum(did_you_mean(key, fields) is not None for key in keys)
 
 
 def _is_model(annotation: Any) -> bool:
@@ -309,13 +333,13 @@ def _fields(model: Any) -> dict[str, FieldInfo]:
 
 
 def _kind(model: Any) -> str | None:
-    """The kind of stage that a model describes."""
+    """Return the kind of stage that a model describes, or None if it describes no stage."""
     field = _fields(model).get("kind")
     return str(get_args(field.annotation)[0]) if field else None
 
 
 def describe(annotation: Any) -> str:
-    """The annotation in words: "a whole number above 0 or null"."""
+    """Return the annotation in words: "a whole number above 0 or null"."""
     members = _members(annotation)
     required = [_required(_bare(member)) for member in members]
     if len(members) > 1 and set.intersection(*map(set, required)):  # the kinds of stages

@@ -1,4 +1,4 @@
-"""Which settings, each right by itself, cannot be right together? Every check gives the reason and a remedy."""
+"""Checks settings that are valid alone but not together. Every finding gives the reason and what to do."""
 
 from __future__ import annotations
 
@@ -26,71 +26,40 @@ from grpo.config import (
     source_names,
     source_weights,
 )
-from grpo.config.problems import Finding, Keys
+from grpo.config.check_rollout import rollout_findings
+from grpo.config.problems import Finding, Keys, clash
 from grpo.util.text import listed, suggestion
 from rewards.rules.language import Language
 
 
 def contradictions(recipe: Recipe) -> Iterator[Finding]:
-    """The contradictions within one recipe, in its order."""
+    """Yield the contradictions within one recipe, in the order of its keys."""
     yield from _model(recipe.model, ("model",))
     if recipe.tags.think == recipe.tags.answer:
-        yield _clash(("tags",), "thinking and answer have the same tag, so they could not be told apart; rename one", "think", "answer")
+        yield clash(("tags",), "thinking and answer have the same tag, so they could not be told apart; rename one", "think", "answer")
     for name, source in recipe.data.items():
         yield from _source(name, source)
     if recipe.evaluation:
         yield from _evaluation(recipe.evaluation, ("evaluation",))
         yield from _trained_on_held_out(recipe, recipe.evaluation.prompts)
-    if recipe.rollout.engine == "scripted" and not recipe.rollout.script:
-        yield _clash(("rollout",), "the scripted engine needs a script: ./file.py:name", "engine", "script")
-    if recipe.rollout.engine != "scripted" and recipe.rollout.script:
-        text = f"script is for engine: scripted, and the engine is {recipe.rollout.engine}; change the engine or delete script"
-        yield _clash(("rollout",), text, "script", "engine")
-    if recipe.rollout.min_workers > recipe.rollout.workers:
-        text = f"min_workers {recipe.rollout.min_workers} is more than workers {recipe.rollout.workers}, so the run would stop at once; lower it"
-        yield _clash(("rollout",), text, "min_workers", "workers")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.engine != "vllm":
-        text = f"gpus_per_worker {recipe.rollout.gpus_per_worker} shares out vLLM's layers, and the engine is {recipe.rollout.engine}; delete it"
-        yield _clash(("rollout",), text, "gpus_per_worker", "engine")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.sync == "in_place":
-        text = "an engine over several GPUs cannot prove weights that it replaced in place; delete sync: it is rebuilt instead"
-        yield _clash(("rollout",), text, "sync", "gpus_per_worker")
-    if recipe.rollout.gpus_per_worker > 1 and recipe.rollout.transport == "cuda_ipc":
-        text = f"cuda_ipc hands over memory of one GPU, and gpus_per_worker is {recipe.rollout.gpus_per_worker}; use host or nixl"
-        yield _clash(("rollout",), text, "transport", "gpus_per_worker")
-    if recipe.rollout.max_staleness and recipe.rollout.transport == "cuda_ipc":
-        text = f"with cuda_ipc engines and trainer share one GPU by turns, and max_staleness {recipe.rollout.max_staleness} draws while it trains"
-        yield _clash(("rollout",), f"{text}; delete one of them", "transport", "max_staleness")
-    if recipe.rollout.sleep and recipe.rollout.max_staleness:
-        text = f"sleep stops engines while the trainer works, and with max_staleness {recipe.rollout.max_staleness} they draw then"
-        yield _clash(("rollout",), f"{text}; delete one of them", "sleep", "max_staleness")
-    if recipe.rollout.sleep and recipe.rollout.transport != "host":
-        text = f"{recipe.rollout.transport} takes new weights from the trainer's GPU, of which with sleep it has left nothing; use host"
-        yield _clash(("rollout",), text, "transport", "sleep")
-    if recipe.rollout.sleep and recipe.rollout.gpus_per_worker > 1:
-        text = f"sleep is for one GPU, and gpus_per_worker is {recipe.rollout.gpus_per_worker}; delete one of them"
-        yield _clash(("rollout",), text, "sleep", "gpus_per_worker")
-    yield from _weight_change(recipe)
+    yield from rollout_findings(recipe)
     if recipe.trainer.shard != "none" and recipe.trainer.ranks == 1:
-        text = f"shard: {recipe.trainer.shard} shares out what several ranks hold, and there is one; raise ranks or delete shard"
-        yield _clash(("trainer",), text, "shard", "ranks")
+        text = f"shard: {recipe.trainer.shard} needs several ranks, and there is one; raise ranks or delete shard"
+        yield clash(("trainer",), text, "shard", "ranks")
     if recipe.hardware.gpus and recipe.hardware.gpu_memory_gib is None:
-        text = f"hardware says {recipe.hardware.gpus} GPUs and not how much memory each has; write gpu_memory_gib"
-        yield _clash(("hardware",), text, "gpus", "gpu_memory_gib")
+        text = f"hardware gives {recipe.hardware.gpus} GPUs but not their memory; write gpu_memory_gib"
+        yield clash(("hardware",), text, "gpus", "gpu_memory_gib")
     for index, stage in enumerate(recipe.stages):
         at: Keys = ("stages", index)
         if isinstance(stage, config.OptimizerKeys):
             yield from _optimizer(stage, at)
         if isinstance(stage, SftStage | DistillStage):
             yield from _supervised(stage, recipe, at)
-        if isinstance(stage, SftStage | DistillStage) and stage.max_tokens > (stage.max_tokens_per_micro_batch or stage.max_tokens):
-            text = f"max_tokens {stage.max_tokens} is more than max_tokens_per_micro_batch {stage.max_tokens_per_micro_batch}: the longest row would not fit "
-            yield _clash(
-                at,
-                f"{text}one forward pass; raise max_tokens_per_micro_batch or lower max_tokens",
-                "max_tokens",
-                "max_tokens_per_micro_batch",
-            )
+        if isinstance(stage, SftStage | DistillStage) and stage.max_tokens > (
+            limit := stage.max_tokens_per_micro_batch or stage.max_tokens
+        ):
+            text = f"max_tokens {stage.max_tokens} is more than max_tokens_per_micro_batch {limit}, so the longest row would not fit; "
+            yield clash(at, f"{text}raise that or lower this", "max_tokens", "max_tokens_per_micro_batch")
         for key in ("data", "prompts"):
             yield from _mixture(getattr(stage, key, None), (*at, key))
         if isinstance(stage, RlStage):
@@ -113,35 +82,10 @@ def contradictions(recipe: Recipe) -> Iterator[Finding]:
                 yield Finding(at, text, (("evaluation",), (*at, "evaluation")))
 
 
-def _weight_change(recipe: Recipe) -> Iterator[Finding]:
-    rollout = recipe.rollout
-    for index, stage in enumerate(recipe.stages):
-        if rollout.max_staleness and isinstance(stage, RlStage) and stage.importance == "none":
-            text = f"max_staleness {rollout.max_staleness} trains on samples of older weights, and importance: none leaves that uncorrected"
-            keys = (("rollout", "max_staleness"),)
-            yield Finding(("stages", index, "importance"), f"{text}; delete one of them", keys)
-    if rollout.weight_change != "in_flight":
-        return
-    if rollout.max_staleness == 0:
-        text = "in_flight changes weights while samples are drawn ahead, and max_staleness 0 draws none ahead; raise max_staleness"
-        yield _clash(("rollout",), text, "weight_change", "max_staleness")
-    if rollout.sync == "rebuild":
-        text = "in_flight goes on with unfinished samples, and sync: rebuild builds an engine that has none; delete one of them"
-        yield _clash(("rollout",), text, "weight_change", "sync")
-    if recipe.deterministic:
-        text = "in_flight changes weights whenever they come, so the run cannot repeat bit for bit; write deterministic: false"
-        yield Finding(("rollout", "weight_change"), text, (("deterministic",),))
-
-
-def _clash(at: Keys, text: str, *names: str) -> Finding:
-    """A finding at the first of the settings ``names`` that stand at ``at``, relying on all of them."""
-    return Finding((*at, names[0]), text, tuple((*at, name) for name in names[1:]))
-
-
 def _model(model: str | MadeModel | PretrainedModel, at: Keys) -> Iterator[Finding]:
     if isinstance(model, MadeModel) and model.hidden_size % model.heads:
-        text = f"hidden_size {model.hidden_size} cannot be shared out among {model.heads} heads; make it a multiple"
-        yield _clash(at, text, "hidden_size", "heads")
+        text = f"hidden_size {model.hidden_size} is not a multiple of heads {model.heads}; change one of them"
+        yield clash(at, text, "hidden_size", "heads")
 
 
 def _source(name: str, source: DataSource) -> Iterator[Finding]:
@@ -149,21 +93,21 @@ def _source(name: str, source: DataSource) -> Iterator[Finding]:
     if not named:
         yield Finding(("data", name), f"data source {name!r} does not say where its rows come from; write one of {listed(SOURCE_KEYS)}")
     if len(named) > 1:
-        text = f"data source {name!r} names {len(named)} sources, {listed(named)}; keep one"
+        text = f"data source {name!r} has {len(named)} source keys, {listed(named)}; keep one"
         yield Finding(("data", name, named[1]), text, tuple(("data", name, key) for key in named))
     if source.settings and named and not {"reasoning_gym", "generator"} & set(named):
-        text = f"settings are for the sources reasoning_gym and generator; data source {name!r} is a {named[0]}: delete them"
+        text = f"settings belong to reasoning_gym and generator, but data source {name!r} is a {named[0]}; delete them"
         yield Finding(("data", name, "settings"), text, (("data", name),))
     for key in ("subset", "revision"):
         if getattr(source, key) and named and named != ["hub"]:
-            text = f"{key} is for hub data sets; data source {name!r} is a {named[0]}: delete it"
+            text = f"{key} belongs to Hub datasets, but data source {name!r} is a {named[0]}; delete it"
             yield Finding(("data", name, key), text, (("data", name),))
     if source.measured is not None and source.measured_in is not None:
-        text = "measured: names a file and measured_in: a stage, and a prompt has one pass rate; keep one"
-        yield _clash(("data", name), text, "measured_in", "measured")
+        text = "measured and measured_in both give the prompts a pass rate; keep one"
+        yield clash(("data", name), text, "measured_in", "measured")
     if source.measured_by is not None and source.measured is None and source.measured_in is None:
-        text = "measured_by says how to read what measured: or measured_in: names, and there is neither"
-        yield _clash(("data", name), text, "measured_by", "measured", "measured_in")
+        text = "measured_by needs measured or measured_in; write one of them, or delete it"
+        yield clash(("data", name), text, "measured_by", "measured", "measured_in")
     yield from _filters(source.filters, ("data", name, "filters"))
 
 
@@ -172,18 +116,20 @@ def _filters(filters: Filters, at: Keys) -> Iterator[Finding]:
         least, most = getattr(filters, f"min_{what}"), getattr(filters, f"max_{what}")
         if least is not None and most is not None and least > most:
             text = f"min_{what} {least:g} is above max_{what} {most:g}, so no row would be left; swap them"
-            yield _clash(at, text, f"min_{what}", f"max_{what}")
+            yield clash(at, text, f"min_{what}", f"max_{what}")
     languages = get_args(Language)
     if filters.language is not None and filters.language not in languages:
-        text = f"no language is called {filters.language!r}; languages are {listed(languages)}{suggestion(filters.language, languages)}"
+        text = f"unknown language {filters.language!r}; languages are {listed(languages)}{suggestion(filters.language, languages)}"
         yield Finding((*at, "language"), text)
 
 
 def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
     most = max(evaluation.pass_at, default=1)
     if most > evaluation.samples_per_prompt:
-        text = f"pass@{most} cannot be told from {evaluation.samples_per_prompt} samples a prompt; raise samples_per_prompt to {most}"
-        yield _clash(at, text, "pass_at", "samples_per_prompt")
+        text = (
+            f"pass@{most} cannot be estimated from {evaluation.samples_per_prompt} samples per prompt; raise samples_per_prompt to {most}"
+        )
+        yield clash(at, text, "pass_at", "samples_per_prompt")
     for name in ("accuracy", "well_formed", "lenient"):
         if use := getattr(evaluation, name):
             yield from _weight(use, (*at, name), None)
@@ -192,87 +138,85 @@ def _evaluation(evaluation: Evaluation, at: Keys) -> Iterator[Finding]:
 def _optimizer(stage: config.OptimizerKeys, at: Keys) -> Iterator[Finding]:
     if stage.min_learning_rate > stage.learning_rate:
         text = f"min_learning_rate {stage.min_learning_rate:g} is above learning_rate {stage.learning_rate:g}; swap or lower it"
-        yield _clash(at, text, "min_learning_rate", "learning_rate")
+        yield clash(at, text, "min_learning_rate", "learning_rate")
 
 
 def _supervised(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
     if (curriculum := stage.curriculum) is not None:
         if "epochs" in stage.model_fields_set:
-            text = "epochs says how often all rows are seen, and a curriculum's phases how many updates they have; delete one of them"
-            yield _clash(at, text, "epochs", "curriculum")
+            text = "epochs and curriculum both set the number of updates; delete one of them"
+            yield clash(at, text, "epochs", "curriculum")
         for number, phase in enumerate(curriculum.phases):
             if phase.mix is not None and not any(phase.mix.weights):
-                text = (
-                    "mix counts no third of the rows; write what easy, medium and hard rows count, or delete mix: then all rows count alike"
-                )
+                text = "every weight of mix is 0; write one for easy, medium or hard rows, or delete mix, and all rows count alike"
                 yield Finding((*at, "curriculum", "phases", number, "mix"), text)
         if stage.warmup_updates > (updates := stage.num_updates(0)):
-            text = f"warmup_updates {stage.warmup_updates} is more than the {updates} updates of all phases, so that learning_rate would never "
-            yield _clash(at, f"{text}be reached; lower it", "warmup_updates", "curriculum")
+            text = f"warmup_updates {stage.warmup_updates} is more than the {updates} updates of all phases, so learning_rate would never "
+            yield clash(at, f"{text}be reached; lower it", "warmup_updates", "curriculum")
     if (validation := stage.validation) is not None and validation.by == "accuracy":
         if recipe.evaluation is None:
             text = "validation by accuracy needs a held-out set: write evaluation: {prompts: ...} in the recipe, or by: loss"
             yield Finding((*at, "validation", "by"), text, (("evaluation",),))
         if "rows" in validation.model_fields_set:
-            text = "rows are held back for the loss, and accuracy is measured on the recipe's evaluation; delete rows"
-            yield _clash((*at, "validation"), text, "rows", "by")
+            text = "rows are held back for by: loss, but accuracy is measured on the recipe's evaluation; delete rows"
+            yield clash((*at, "validation"), text, "rows", "by")
     yield from _earlier(stage, recipe, at)
 
 
 def _earlier(stage: SftStage | DistillStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
-    """What a stage must not forget: there is something, and the trainer can hold it."""
+    """Check replay and ewc: there are earlier stages to protect, and the trainer can protect them."""
     keepers = [name for name in ("replay", "ewc") if getattr(stage, name)]
     if not keepers:
         if stage.earlier is not None:
-            text = "earlier names stages for replay and ewc, and there is neither; write replay: 0.05, or delete earlier"
-            yield _clash(at, text, "earlier", "replay", "ewc")
+            text = "earlier needs replay or ewc; write replay: 0.05, or delete earlier"
+            yield clash(at, text, "earlier", "replay", "ewc")
         return
     known = [other.name for other in kept_alive(recipe, stage.model_copy(update={"earlier": None}))]
     for number, name in enumerate(stage.earlier or ()):
         if name not in known:
-            text = f"{name!r} is no stage of kind sft or distill with data: before this one; it can be one of {listed(known)}"
+            text = f"{name!r} is not an earlier stage of kind sft or distill with data; it can be one of {listed(known)}"
             yield Finding((*at, "earlier", number), text + suggestion(name, known), (("stages",),))
     if not known or stage.earlier == []:
-        text = f"{keepers[0]} keeps the rows of earlier stages alive, and there is none of kind sft or distill with data: before this one"
+        text = f"{keepers[0]} needs an earlier stage of kind sft or distill with data, and there is none"
         yield Finding((*at, keepers[0]), f"{text}; delete it", ((*at, "earlier"),))
     if stage.ewc is not None and stage.lora is not None:
-        text = "ewc holds the weights that earlier stages made, and lora leaves those as they are; delete one of them"
-        yield _clash(at, text, "ewc", "lora")
+        text = "ewc protects weights that lora does not change; delete one of them"
+        yield clash(at, text, "ewc", "lora")
     if stage.ewc is not None and recipe.trainer.ranks > 1:
-        text = f"ewc works in one process, and trainer.ranks is {recipe.trainer.ranks}; write replay: 0.05 instead, or delete ranks"
+        text = f"ewc works in one process, but trainer.ranks is {recipe.trainer.ranks}; write replay: 0.05 instead, or delete ranks"
         yield Finding((*at, "ewc"), text, (("trainer", "ranks"),))
 
 
 def _rl(stage: RlStage, at: Keys, has_evaluation: bool) -> Iterator[Finding]:
     updates = stage.steps * stage.updates_per_rollout
     if stage.warmup_updates > updates:
-        text = f"warmup_updates {stage.warmup_updates} is more than the stage's {updates} updates (steps x updates_per_rollout), so that "
+        text = f"warmup_updates {stage.warmup_updates} is more than the stage's {updates} updates (steps x updates_per_rollout), so "
         remedy = f"learning_rate would never be reached; lower it to {updates // 10} or so"
-        yield _clash(at, text + remedy, "warmup_updates", "steps", "updates_per_rollout")
+        yield clash(at, text + remedy, "warmup_updates", "steps", "updates_per_rollout")
     if stage.prompts_per_step % stage.updates_per_rollout:
-        text = f"{stage.prompts_per_step} prompts cannot be shared out equally among {stage.updates_per_rollout} updates"
-        yield _clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
+        text = f"{stage.prompts_per_step} prompts cannot be divided equally among {stage.updates_per_rollout} updates"
+        yield clash(at, f"{text}; make prompts_per_step a multiple of updates_per_rollout", "prompts_per_step", "updates_per_rollout")
     tokens = stage.max_prompt_tokens + stage.max_completion_tokens
     if tokens > (stage.max_tokens_per_micro_batch or tokens):
         text = f"max_prompt_tokens + max_completion_tokens = {tokens} is more than max_tokens_per_micro_batch {stage.max_tokens_per_micro_batch}: "
-        remedy = f"the longest sample would not fit one forward pass; raise max_tokens_per_micro_batch to {tokens} or lower the others"
-        yield _clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "max_tokens_per_micro_batch")
+        remedy = f"the longest sample would not fit; raise max_tokens_per_micro_batch to {tokens} or lower the others"
+        yield clash(at, text + remedy, "max_completion_tokens", "max_prompt_tokens", "max_tokens_per_micro_batch")
     if stage.lora is not None and stage.refresh_reference_every is not None:
-        text = "with lora the reference is the weights below the adapters, which never change, so it cannot be refreshed"
-        yield _clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")
+        text = "with lora the reference is the frozen weights below the adapters, which cannot be refreshed"
+        yield clash(at, f"{text}; delete refresh_reference_every or lora", "refresh_reference_every", "lora")
     if stage.kl_in == "reward" and stage.kl_coef == 0:
-        text = "kl_in: reward takes kl_coef times the divergence from the reward, and kl_coef is 0"
-        yield _clash(at, f"{text}; write a kl_coef above 0 or delete kl_in", "kl_in", "kl_coef")
+        text = "kl_in: reward subtracts kl_coef times the KL divergence from the reward, but kl_coef is 0"
+        yield clash(at, f"{text}; write a kl_coef above 0 or delete kl_in", "kl_in", "kl_coef")
     if stage.importance == "none" and stage.importance_cap is not None:
-        text = f"importance_cap {stage.importance_cap:g} cuts weights that importance: none does not make; delete one of them"
-        yield _clash(at, text, "importance_cap", "importance")
+        text = f"importance_cap {stage.importance_cap:g} has no effect with importance: none; delete one of them"
+        yield clash(at, text, "importance_cap", "importance")
     if stage.clip_low is not None and stage.clip_low > 1:
-        text = f"clip_low {stage.clip_low:g} puts the lower bound of the ratio at {1 - stage.clip_low:g}, where no ratio can be"
-        yield _clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")
+        text = f"clip_low {stage.clip_low:g} puts the lower bound of the ratio at {1 - stage.clip_low:g}, which no ratio can reach"
+        yield clash(at, f"{text}; write a number from 0 to 1 (1 leaves that side unclipped)", "clip_low")
     for name, is_on in (("top_p", stage.top_p < 1), ("top_k", stage.top_k > 0), ("min_p", stage.min_p > 0)):
         if is_on:
-            text = f"{name} {getattr(stage, name)} draws from a cut distribution, but the trainer computes probabilities of the whole one"
-            yield _clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)
+            text = f"{name} {getattr(stage, name)} samples from a truncated distribution, but the trainer computes probabilities of the full one"
+            yield clash(at, f"{text}, so every ratio would be wrong; delete it (it is fine in reject and evaluation)", name)
     if all(use.weight == 0 for use in stage.rewards):
         yield Finding((*at, "rewards"), "all rewards have weight 0, so every advantage would be 0; give one a weight")
     elif (update := _first_update_without_weight(stage)) is not None:
@@ -296,24 +240,22 @@ def _is_schedule(pairs: list[list[float]]) -> bool:
 
 
 def _weight(use: RewardUse, at: Keys, stage: RlStage | None) -> Iterator[Finding]:
-    """A schedule of weights: where there are updates, in their order, and none that never comes."""
+    """Check a weight schedule: the stage has updates, they are in order, and each is reached."""
     if not isinstance(use.weight, list):
         return
     at = (*at, "weight")
     if stage is None:
-        yield Finding(at, f"the weight of reward {use.part!r} changes with the number of updates, and there are none here; write a number")
+        yield Finding(at, f"the weight of reward {use.part!r} is a schedule, which only a stage of kind rl can follow; write a number")
     elif not _is_schedule(use.weight):
-        yield Finding(
-            at, "a weight that changes is a list of [update, weight], such as [[0, 1.0], [400, 0.5]], with whole updates from 0 on"
-        )
+        yield Finding(at, "a weight schedule is a list of [update, weight], such as [[0, 1.0], [400, 0.5]], with whole updates from 0")
     else:
         since = [int(update) for update, _ in use.weight]
         last = (stage.steps - 1) * stage.updates_per_rollout
         if any(later <= earlier for earlier, later in pairwise(since)):
-            yield Finding(at, f"the updates at which the weight changes must grow; found {listed(since)}")
+            yield Finding(at, f"the updates of a weight schedule must increase; found {listed(since)}")
         elif since[-1] > last:
             text = (
-                f"the weight changes at update {since[-1]}, and the stage's last step begins after {last} updates; lower it or raise steps"
+                f"the weight changes at update {since[-1]}, but the stage's last step begins after {last} updates; lower it or raise steps"
             )
             yield Finding(at, text, ((*at[:2], "steps"), (*at[:2], "updates_per_rollout")))
 
@@ -321,17 +263,17 @@ def _weight(use: RewardUse, at: Keys, stage: RlStage | None) -> Iterator[Finding
 def _choice_of_prompts(stage: RlStage, recipe: Recipe, at: Keys) -> Iterator[Finding]:
     if stage.curriculum is not None:
         if source_weights(stage.prompts):
-            text = "a curriculum orders all prompts by how hard they are, weights share them out by source; delete one of them"
-            yield _clash(at, text, "curriculum", "prompts")
+            text = "a curriculum chooses prompts by difficulty, and weights choose them by source; delete one of them"
+            yield clash(at, text, "curriculum", "prompts")
         steps = [phase.from_step for phase in stage.curriculum.phases]
         if steps[0] != 0 or steps != sorted(set(steps)):
-            text = f"phases begin at step 0 and each later than the one before it, found from_step {listed(steps)}"
+            text = f"phases must begin at step 0 and each after the one before it; found from_step {listed(steps)}"
             yield Finding((*at, "curriculum", "phases"), text)
         if steps[-1] >= stage.steps:
-            text = f"the last phase begins at step {steps[-1]}, and the stage has {stage.steps} steps, counted from 0; it would never begin"
+            text = f"the last phase begins at step {steps[-1]}, but the last of {stage.steps} steps is {stage.steps - 1}; raise steps"
             yield Finding((*at, "curriculum", "phases"), text, ((*at, "steps"),))
     if stage.dynamic_sampling is not None and recipe.rollout.max_staleness:
-        text = "max_staleness: 1 draws the next step's prompts before it is known which of this step's must be replaced"
+        text = "max_staleness samples the next step before it is known which groups of this step must be replaced"
         yield Finding((*at, "dynamic_sampling"), f"{text}; delete one of them", (("rollout", "max_staleness"),))
 
 
@@ -341,10 +283,10 @@ def _mixture(sources: Mixture | None, at: Keys) -> Iterator[Finding]:
     names = source_names(sources)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        yield Finding(at, f"{doubled[0]!r} stands in the list twice; name a source once, with a larger weight if it should count more")
+        yield Finding(at, f"{doubled[0]!r} is listed twice; list a source once, with a larger weight if it should count more")
     plain = [entry for entry in sources if not isinstance(entry, Weighted)]
     if plain and len(plain) < len(sources):
-        text = f"{plain[0]!r} has no weight and others have; write {{use: {plain[0]}, weight: ...}} for it, or no weight for any"
+        text = f"{plain[0]!r} has no weight but others do; write {{use: {plain[0]}, weight: ...}}, or remove all weights"
         yield Finding(at, text)
 
 
@@ -352,9 +294,7 @@ def _trained_on_held_out(recipe: Recipe, held_out: str) -> Iterator[Finding]:
     uses = [(stage.name, ("stages", i, key)) for i, stage in enumerate(recipe.stages) for key in ("data", "prompts")]
     learners = {at: name for name, at in uses if held_out in source_names(getattr(recipe.stages[at[1]], at[2], None))}
     if learners:
-        text = (
-            f"{held_out!r} is what models are measured on, and {listed(dict.fromkeys(learners.values()))} learn from it; use another source"
-        )
+        text = f"{held_out!r} is the held-out set, but {listed(dict.fromkeys(learners.values()))} train on it; use another source"
         yield Finding(("evaluation", "prompts"), text, tuple(learners))
 
 
@@ -364,14 +304,14 @@ def _reward_names(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
         first = names.index(name)
         if first < index:
             keys = tuple((*at, "rewards", other, key) for other in (first, index) for key in ("use", "name"))
-            yield Finding((*at, "rewards", index), f"two rewards are called {name!r}; give one another name: ...", keys)
+            yield Finding((*at, "rewards", index), f"two rewards are named {name!r}; give one of them another name", keys)
 
 
 def _on_error(rewards: list[RewardUse], at: Keys) -> Iterator[Finding]:
     for index, use in enumerate(rewards):
         if use.on_error == "stop" and "max_error_frac" in use.model_fields_set:
-            text = f"on_error: stop ends the run at the first failure, and max_error_frac {use.max_error_frac:g} allows some; delete one of them"
-            yield _clash((*at, "rewards", index), text, "max_error_frac", "on_error")
+            text = f"on_error: stop ends the run at the first failure, but max_error_frac {use.max_error_frac:g} allows some; delete one of them"
+            yield clash((*at, "rewards", index), text, "max_error_frac", "on_error")
 
 
 def _keep(stage: RejectStage | DistillStage, at: Keys) -> Iterator[Finding]:
@@ -393,10 +333,10 @@ def _distill(stage: DistillStage, at: Keys) -> Iterator[Finding]:
     if not isinstance(stage.from_, str):
         yield from _model(stage.from_, (*at, "from"))
     if stage.teacher is not None and stage.data is not None:
-        text = f"stage {stage.name!r} has both a teacher, who would write its rows, and data, which are rows already written; keep one"
-        yield _clash(at, text, "data", "teacher")
+        text = f"stage {stage.name!r} has both a teacher, which would write its rows, and data; keep one"
+        yield clash(at, text, "data", "teacher")
     elif stage.teacher is None and stage.data is None:
-        text = f"stage {stage.name!r} has nothing to learn from: write teacher: (a stage, to answer prompts) or data: (rows already there)"
+        text = f"stage {stage.name!r} has nothing to learn from; write teacher (a stage that answers prompts) or data (existing rows)"
         yield Finding(at, text, ((*at, "data"), (*at, "teacher")))
     elif stage.teacher is not None and stage.prompts is None:
         text = f"the teacher of stage {stage.name!r} has no prompts to answer; write prompts: ..."
@@ -404,5 +344,5 @@ def _distill(stage: DistillStage, at: Keys) -> Iterator[Finding]:
     elif stage.data is not None:
         for name in ("prompts", "rewards"):
             if getattr(stage, name):
-                text = f"{name} are for a teacher's answers, and the rows of data: are already written; delete {name}"
-                yield _clash(at, text, name, "data")
+                text = f"{name} need a teacher, and this stage learns from data; delete {name}"
+                yield clash(at, text, name, "data")

@@ -1,13 +1,13 @@
-"""How does a YAML file, with those it extends and the command line's overrides, become a recipe?
+"""Loads a recipe from a YAML file, the files it extends, and overrides on the command line.
 
-Layers are merged in order: the recipe that is extended, the recipe itself, then each override.
+The layers are merged in order: the recipe that is extended, the recipe itself, then each override.
 
-- Mappings merge key by key. Lists are replaced, except ``stages``, which merge by stage name: the base's order first, new ones after it.
-- ``null`` over a value takes it away, so that the default holds again; where null means something itself (keep.language: it switches
-  the filter off) it is that value. ``{name: harvest, kind: null}`` takes away a stage, ``data: {sums: null}`` a data source.
-- A layer that names another kind of stage, another way to get a model (make, path), or another source of data replaces the whole entry: the
-  old one's keys would not fit it.
-- A relative path belongs to the file that it is written in; on the command line, to the current folder.
+- Mappings merge key by key. Lists are replaced, except ``stages``, which merge by stage name: in the base's order, with new stages at the end.
+- ``null`` over a value removes it, so that the default applies again. If null is a valid value (keep.language: it switches the filter off),
+  it is that value. ``{name: harvest, kind: null}`` removes a stage, and ``data: {sums: null}`` removes a data source.
+- A layer that chooses another kind of stage, another model key (make, path), or another source of data replaces the whole entry, because the
+  keys of the old one would not fit.
+- A relative path refers to the folder of the file that it is written in, or on the command line to the current folder.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from grpo.config import FILE_KEYS, SOURCE_KEYS, Recipe
 from grpo.config.check_inputs import input_findings
 from grpo.config.check_references import reference_findings
-from grpo.config.check_schema import admits_null, spot_at, validated
+from grpo.config.check_schema import admits_null, schema_at, validated
 from grpo.config.check_settings import contradictions
-from grpo.config.problems import Finding, Keys, Place, Problem, dotted, in_reading_order
+from grpo.config.problems import Finding, Keys, Problem, SourceLocation, dotted, in_reading_order
 from grpo.config.yaml_positions import Node, locate, read_yaml, write_yaml
 from grpo.errors import RecipeError
 from grpo.util.shipped_recipes import shipped_recipes
@@ -37,7 +37,7 @@ MODEL_KEYS = ("make", "path")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe with what it came from. ``tree`` knows the place of every value that was written."""
+    """A recipe with its sources. ``tree`` has the location of every value that was written."""
 
     recipe: Recipe
     path: Path
@@ -45,23 +45,23 @@ class LoadedRecipe:
 
     @property
     def base(self) -> Path:
-        """The folder that the recipe's relative paths refer to."""
+        """Return the folder that the recipe's relative paths refer to."""
         return self.path.parent
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        """The recipe as plain data, defaults filled in."""
+        """The recipe as plain data with all defaults filled in."""
         return self.recipe.model_dump(mode="json", by_alias=True)
 
     def source_of(self, *keys: str | int) -> str:
-        """Where a value was written ("recipes/x.yaml:12"), or the nearest written thing around it: source_of("stages", 0, "steps")."""
-        return str(self.tree.nearest(keys).place)
+        """Return where a value was written ("recipes/x.yaml:12"), or its nearest parent that was: source_of("stages", 0, "steps")."""
+        return str(self.tree.nearest(keys).location)
 
 
 def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool = True) -> LoadedRecipe:
-    """Read a recipe and check all of it: a path, or the name of a shipped one. ``overrides`` are key.key=value, with stages named.
+    """Read and check a whole recipe, by its path or the name of a shipped recipe. ``overrides`` are key.key=value, with stages by name.
 
-    check_inputs    False tolerates files, models and packages that are not there yet
+    check_inputs    False tolerates files, models and packages that are missing so far
     Raises RecipeError with all problems at once, in the order of their lines.
     """
     path = find_recipe(ref, Path.cwd())
@@ -71,9 +71,9 @@ def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool =
         raise RecipeError([str(problem) for problem in problems])
     for override in overrides:
         tree = _overridden(tree, override, path.parent, problems)
-    refused = {problem.place for problem in problems}
+    refused = {problem.location for problem in problems}
     result = validated(_without_removed(tree))
-    problems += [problem for problem in result.problems if problem.place not in refused]
+    problems += [problem for problem in result.problems if problem.location not in refused]
     if result.recipe:
         data = result.tree.plain()
         findings = _findings(result.recipe, path.parent, check_inputs)
@@ -85,34 +85,34 @@ def load_recipe(ref: str, overrides: Sequence[str] = (), *, check_inputs: bool =
 
 
 def _findings(recipe: Recipe, base: Path, check_inputs: bool) -> list[Finding]:
-    """What a well-formed recipe says that cannot work. ``base`` is the folder that relative paths refer to."""
+    """Return everything in a well-formed recipe that cannot work. ``base`` is the folder that relative paths refer to."""
     inputs = input_findings(recipe, base) if check_inputs else ()
     return list(dict.fromkeys([*reference_findings(recipe), *contradictions(recipe), *inputs]))
 
 
-def resolved_yaml(loaded: LoadedRecipe, settled_tokens: Mapping[str, int] = NOTHING) -> str:
-    """The recipe as YAML with all defaults filled in; it loads to an equal recipe.
+def resolved_yaml(loaded: LoadedRecipe, resolved_tokens: Mapping[str, int] = NOTHING) -> str:
+    """Return the recipe as YAML with all defaults filled in, which loads to an equal recipe.
 
-    ``settled_tokens``: by stage, the max_tokens_per_micro_batch that the recipe left to the machine.
+    ``resolved_tokens``: for each stage whose recipe leaves max_tokens_per_micro_batch open, the value for this machine.
     """
     stages = [
-        {**stage, "max_tokens_per_micro_batch": settled_tokens[stage["name"]]} if stage["name"] in settled_tokens else stage
+        {**stage, "max_tokens_per_micro_batch": resolved_tokens[stage["name"]]} if stage["name"] in resolved_tokens else stage
         for stage in loaded.resolved["stages"]
     ]
     return write_yaml({**loaded.resolved, "stages": stages})
 
 
 def find_recipe(ref: str, folder: Path) -> Path:
-    """The file that ``ref`` means, seen from ``folder``. Raises RecipeError with what was looked for."""
+    """Return the file that ``ref`` means, seen from ``folder``. Raises RecipeError with what was looked for."""
     shipped = shipped_recipes()
     if ref in shipped:
         return shipped[ref]
     path = Path(os.path.abspath(folder / Path(ref).expanduser()))
     if os.path.isfile(path):
         return path
-    what = "a folder, not a recipe" if path.is_dir() else "no file of that name"
+    what = "is a folder" if path.is_dir() else "does not exist"
     names = listed(shipped) if shipped else "none"
-    raise RecipeError(f"recipe {ref!r}: {path} is {what}, and shipped recipes are {names}{suggestion(Path(ref).stem, shipped)}")
+    raise RecipeError(f"recipe {ref!r}: {path} {what}, and shipped recipes are {names}{suggestion(Path(ref).stem, shipped)}")
 
 
 def _shown(path: Path) -> str:
@@ -123,16 +123,16 @@ def _shown(path: Path) -> str:
 
 
 def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
-    """The tree of a file merged over those it extends; None if any of them cannot be read. ``chain``: the files that led here."""
-    start = Place(_shown(path), 1)
+    """Return the tree of a file merged over those it extends, or None if one cannot be read. ``chain``: the files that extend this one."""
+    start = SourceLocation(_shown(path), 1)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        problems.append(Problem(Place(_shown(path)), f"cannot be read: {error.strerror}"))
+        problems.append(Problem(SourceLocation(_shown(path)), f"cannot be read: {error.strerror}"))
         return None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        problems.append(Problem(Place(start.file, line), "not UTF-8 text; save it as UTF-8"))
+        problems.append(Problem(SourceLocation(start.file, line), "not UTF-8 text; save it as UTF-8"))
         return None
     tree, wrong = read_yaml(text, start)
     problems += wrong
@@ -142,7 +142,7 @@ def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[
         return None
     if not isinstance(tree.value, dict):
         text = f"a recipe is a mapping of keys (name: ..., model: ..., stages: ...), found {found(tree.plain())}"
-        problems.append(Problem(tree.place, text))
+        problems.append(Problem(tree.location, text))
         return None
     extends = tree.get("extends")
     if extends is None:
@@ -152,51 +152,53 @@ def _read_layer(path: Path, base: Path, chain: tuple[Path, ...], problems: list[
 
 
 def _extended(extends: Node, path: Path, base: Path, chain: tuple[Path, ...], problems: list[Problem]) -> Node | None:
-    """The tree of the file named by ``extends``."""
+    """Return the tree of the file that ``extends`` names."""
     if not isinstance(extends.value, str):
-        problems.append(Problem(extends.place, f"extends: expected a file or the name of a shipped recipe, found {found(extends.plain())}"))
+        problems.append(
+            Problem(extends.location, f"extends: expected a file or the name of a shipped recipe, found {found(extends.plain())}")
+        )
         return None
     try:
         target = find_recipe(extends.value, path.parent)
     except RecipeError as error:
-        problems.append(Problem(extends.place, f"extends: {error}"))
+        problems.append(Problem(extends.location, f"extends: {error}"))
         return None
     chain = (*chain, path)
     if target in chain:
         circle = " -> ".join(_shown(file) for file in (*chain[chain.index(target) :], target))
-        problems.append(Problem(extends.place, f"extends goes in a circle: {circle}"))
+        problems.append(Problem(extends.location, f"circular extends: {circle}"))
         return None
     return _read_layer(target, base, chain, problems)
 
 
 def _anchored(node: Node, folder: Path, base: Path, key: str | int = "") -> Node:
-    """The node, written in ``folder``, with its relative paths (what begins with ./ or ../, and data files) made relative to ``base``."""
+    """Return a node of a file in ``folder`` with its relative paths (./ or ../ in front, and data files) made relative to ``base``."""
     if folder == base:
         return node
     if isinstance(node.value, dict):
-        return Node({name: _anchored(item, folder, base, name) for name, item in node.value.items()}, node.place)
+        return Node({name: _anchored(item, folder, base, name) for name, item in node.value.items()}, node.location)
     if isinstance(node.value, list):
-        return Node([_anchored(item, folder, base) for item in node.value], node.place)
+        return Node([_anchored(item, folder, base) for item in node.value], node.location)
     text = node.value
     if not isinstance(text, str) or not (text.startswith(("./", "../")) or (key in FILE_KEYS and not os.path.isabs(text))):
         return node
     moved = os.path.relpath(folder / text, base)
-    return Node(moved if moved.startswith("..") else f"./{moved}", node.place)
+    return Node(moved if moved.startswith("..") else f"./{moved}", node.location)
 
 
 # --- Layers ---------------------------------------------------------------------------------------
 
 
 def merged(old: Node, new: Node, keys: Keys = ()) -> Node:
-    """``new`` over ``old``, which both stand at ``keys``."""
+    """Return ``new`` merged over ``old``, both of which are at ``keys``."""
     if new.value is None:
-        return Node(None, new.place, removes=True)
+        return Node(None, new.location, removes=True)
     if keys == ("stages",) and isinstance(old.value, list) and isinstance(new.value, list):
-        return Node(_merged_stages(old.value, new.value), new.place)
+        return Node(_merged_stages(old.value, new.value), new.location)
     if not isinstance(old.value, dict) or not isinstance(new.value, dict) or _chooses_anew(old, new, keys):
         return new
     both = {key: merged(old.value[key], node, (*keys, key)) if key in old.value else node for key, node in new.value.items()}
-    return Node({**old.value, **both}, new.place if new.place.line else old.place)
+    return Node({**old.value, **both}, new.location if new.location.line else old.location)
 
 
 def _merged_stages(old: list[Node], new: list[Node]) -> list[Node]:
@@ -217,7 +219,7 @@ def _name(stage: Node) -> Any:
 
 
 def _chooses_anew(old: Node, new: Node, keys: Keys) -> bool:
-    """Does ``new`` name another kind of thing, so that the old one's keys would not fit?"""
+    """Return whether ``new`` chooses another kind of stage, model or source, so that the old one's keys would not fit."""
     if keys[:1] == ("stages",) and len(keys) == 2:
         kinds = [node.value for node in (old.get("kind"), new.get("kind")) if node and node.value is not None]
         return len(set(map(str, kinds))) == 2
@@ -232,12 +234,12 @@ def _chooses_anew(old: Node, new: Node, keys: Keys) -> bool:
 
 
 def _without_removed(tree: Node) -> Node:
-    """The tree without what a later layer's null took away."""
+    """Return the tree without what a later layer's null removes."""
     data = tree.plain()
     removed = [keys for keys, node in tree.walk() if node.removes]
     stages = {keys[:2] for keys in removed if keys[:1] == ("stages",) and keys[2:] in ((), ("kind",))}
-    values = [keys for keys in removed if keys[:2] not in stages and not admits_null(spot_at(data, keys).annotation)]
-    for keys in [*reversed(values), *sorted(stages, reverse=True)]:  # the last items of a list first, so that the others keep their index
+    values = [keys for keys in removed if keys[:2] not in stages and not admits_null(schema_at(data, keys).annotation)]
+    for keys in [*reversed(values), *sorted(stages, reverse=True)]:  # from the end of a list, so that the other items keep their index
         tree = tree.put(keys, None)
     return tree
 
@@ -246,36 +248,36 @@ def _without_removed(tree: Node) -> Node:
 
 
 def _overridden(tree: Node, override: str, base: Path, problems: list[Problem]) -> Node:
-    """The tree with one ``key.key=value`` merged over it."""
-    place = Place(f"command line: {override}")
+    """Return the tree with one ``key.key=value`` merged over it."""
+    location = SourceLocation(f"command line: {override}")
     path, equals, text = override.partition("=")
     is_torn = any(override.count(opening) != override.count(closing) for opening, closing in ("[]", "{}"))
     if not equals or not path.strip():
-        hint = "; this looks like the rest of one that the shell took apart: put all of it in single quotes" if is_torn else ""
-        problems.append(Problem(place, f"expected key=value, such as stages.reason.steps=12{hint}"))
+        hint = "; the shell seems to have split it: put all of it in single quotes" if is_torn else ""
+        problems.append(Problem(location, f"expected key=value, such as stages.reason.steps=12{hint}"))
         return tree
-    value, wrong = read_yaml(text, place)
+    value, wrong = read_yaml(text, location)
     if wrong:
-        hint = "quotes that the shell leaves alone make it text: 'key=\"...\"'"
+        hint = "to make it text, write quotes that the shell keeps: 'key=\"...\"'"
         if is_torn:
-            hint = "a bracket is left open; the shell takes a value with spaces apart: put all of it in single quotes, 'key=[...]'"
-        problems += [Problem(place, f"{problem.text}; {hint}") for problem in wrong]
+            hint = "a bracket is not closed; the shell splits a value with spaces: put all of it in single quotes, 'key=[...]'"
+        problems += [Problem(location, f"{problem.text}; {hint}") for problem in wrong]
         return tree
     try:
         keys = _override_keys(tree, path.strip().split("."))
     except RecipeError as error:
-        problems.append(Problem(place, str(error)))
+        problems.append(Problem(location, str(error)))
         return tree
-    node = _anchored(value or Node(None, place), Path.cwd(), base, keys[-1])
+    node = _anchored(value or Node(None, location), Path.cwd(), base, keys[-1])
     depth = next((depth for depth in range(len(keys)) if tree.nearest(keys[:depth]).get(keys[depth]) is None), len(keys))
     for key in reversed(keys[depth:]):
-        node = Node({str(key): node}, place)
+        node = Node({str(key): node}, location)
     here = keys[:depth]
     return tree.put(here, merged(tree.nearest(here), node, here)) if here else merged(tree, node)
 
 
 def _override_keys(tree: Node, words: list[str]) -> Keys:
-    """The words of an override as keys: stages by name, list items by number."""
+    """Return the words of an override as keys: stages by name, list items by number."""
     keys: Keys = ()
     node: Node | None = tree
     for depth, word in enumerate(words):
@@ -306,7 +308,7 @@ def _item(items: list[Node], word: str, keys: Keys, tree: Node) -> int:
 
 
 def key_value_pairs(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """key=value pairs, with values as YAML reads them, and what is wrong with them."""
+    """Return key=value pairs with the values that YAML reads, and what is wrong with them."""
     import yaml
 
     values, problems = {}, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo.config.schema import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage
+from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage
 
 DEFAULT_PROMPT_TOKENS, DEFAULT_COMPLETION_TOKENS = 512, 256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from grpo.config.check_inputs import option_mistakes
+from grpo.config.check_templates import option_mistakes
 from grpo.data.templates import Template, first_ids
 from grpo.errors import DataError
 

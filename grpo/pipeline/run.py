@@ -195,7 +195,7 @@ def _run_stage(planned: PlannedStage, run: RunFolder, services: Any, runner: Any
 
 
 def _settled_before(loaded: LoadedRecipe, run: RunFolder, plan: list[PlannedStage]) -> dict[str, int]:
-    """max_tokens_per_micro_batch of the stages that an earlier start of this run began: kept, so that they repeat whatever memory this machine has."""
+    """The max_tokens_per_micro_batch of each stage that an earlier start of this run began, so that the stage repeats on any machine."""
     file = run.path / "recipe.yaml"
     if not file.exists():
         return {}

@@ -40,7 +40,7 @@ def check_models(loaded: LoadedRecipe, deeply: bool = True, needs_weights: bool 
     """What ``model_findings`` finds, a line each, with the places in the recipe."""
     data = loaded.tree.plain()
     findings = model_findings(loaded.recipe, loaded.base, deeply, needs_weights)
-    return in_reading_order([locate(finding, loaded.tree, data) for finding in findings], loaded.tree.place.file)
+    return in_reading_order([locate(finding, loaded.tree, data) for finding in findings], loaded.tree.location.file)
 
 
 def model_findings(recipe: Recipe, base: Path, deeply: bool = True, needs_weights: bool = True) -> list[Finding]:

@@ -16,6 +16,7 @@ from grpo.report.jsonl_index import Lines, Row
 from grpo.report.samples import LARGEST, Numbers, SamplesShown, numbers_of, read_samples
 
 NUM_HELD_OUT, MAX_ALARMS = 4, 100
+RENAMED_METRICS = {"reward/equal_groups_frac": "reward/zero_variance_groups_frac"}  # of runs of earlier versions
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _read_stage(folder: Path, found: Mapping[str, Path], recipe: Row, number: in
     evaluated = f"{name}_student" if isinstance(start, dict) else str(start)
     metrics = numbers_of(known.get("metrics"))
     lines = Lines((own or folder / "nowhere") / "metrics.jsonl")
-    steps = {row["step"]: row for row in map(numbers_of, lines) if abs(row.get("step", LARGEST)) < 1e12}
+    steps = {row["step"]: row for row in map(_step_metrics, lines) if abs(row.get("step", LARGEST)) < 1e12}
     total = planned.get("steps")
     kind = str(planned.get("kind") or known.get("kind") or "?")
     samples = read_samples(own / "samples.jsonl") if own else SamplesShown()
@@ -201,6 +202,10 @@ def _read_stage(folder: Path, found: Mapping[str, Path], recipe: Row, number: in
         lineage=_lineage(own, record) if own else {},
         missing=_missing_of_stage(own, kind, lines, samples, record) if own else [],
     )
+
+
+def _step_metrics(line: Any) -> Numbers:
+    return {RENAMED_METRICS.get(name, name): value for name, value in numbers_of(line).items()}
 
 
 def _lineage(own: Path, record: Row) -> Row:

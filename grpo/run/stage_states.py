@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import FILE_KEYS, AnyStage, DistillStage, Recipe, RejectStage, RlStage, SftStage, kept_alive, source_names
+from grpo.config.foreign_keys import RENAMED
 from grpo.config.load import LoadedRecipe
 from grpo.data.files import data_files
 from grpo.errors import RecipeError
@@ -83,10 +84,11 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
         record = None if redoing else run.record(number, stage.name)
         begun = record or (None if redoing else run.start(number, stage.name))
         if begun is not None and begun["fingerprint"] != fingerprint and not problems:
-            changed = {key for key in identity.keys() | begun["identity"].keys() if identity.get(key) != begun["identity"].get(key)}
-            grown = {key for key in changed & set(MAY_GROW) if identity[key] > begun["identity"][key]}
+            before, absent = begun["identity"], object()  # a key that only one version has may be null there
+            changed = {key for key in identity.keys() | before.keys() if identity.get(key, absent) != before.get(key, absent)}
+            grown = {key for key in changed & set(MAY_GROW) & identity.keys() & before.keys() if identity[key] > before[key]}
             if record is not None or not changed or changed - grown:
-                what = f"changed since: {', '.join(sorted(changed))}" if changed else "a stage before it was changed"
+                what = _what_changed(changed) if changed else "a stage before it was changed"
                 problems.append(
                     f"stage {stage.name!r} in {run.path} is {'finished' if record else 'half done'}, but the recipe is another now ({what}); "
                     f"undo the change, choose another --out, or make it again with --redo {stage.name}"
@@ -117,6 +119,16 @@ def make_plan(loaded: LoadedRecipe, run: RunFolder, redo: str | None = None) -> 
 def places(recipe: Recipe) -> dict[str, Any]:
     """On what a half-done stage's batches, and so its bits, depend besides its identity. A finished stage does not care."""
     return {"rollout.workers": recipe.rollout.workers, "deterministic": recipe.deterministic}
+
+
+def _what_changed(changed: set[str]) -> str:
+    """The changed keys, those that earlier versions called otherwise with their names of today."""
+    renamed = {key: key.removesuffix(old) + new for key in changed for old, new in RENAMED.items() if key.rpartition(".")[2] == old}
+    others = sorted(changed - {*renamed, *renamed.values()})
+    said = [f"changed since: {', '.join(others)}"] if others or not renamed else []
+    if renamed:
+        said.append(f"renamed in this version: {', '.join(f'{old} to {new}' for old, new in sorted(renamed.items()))}")
+    return "; ".join(said)
 
 
 def _told(places: Mapping[str, Any]) -> str:

@@ -17,8 +17,7 @@ class RunStage(Protocol):
 
 def runner_of(kind: str) -> RunStage:
     """The function that runs stages of this kind."""
-    from grpo.evaluation import measure as eval
-    from grpo.stages import distill, reject, rl, sft
+    from grpo.stages import distill, eval, reject, rl, sft
 
     runners: dict[str, Any] = {"sft": sft.run, "rl": rl.run, "reject": reject.run, "distill": distill.run, "eval": eval.run}
     return runners[kind]

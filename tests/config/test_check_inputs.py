@@ -18,7 +18,7 @@ ROW = '{"prompt": "1 + 1", "completion": "2", "answer": "2"}\n'
 def test_a_file_that_is_not_there_is_looked_for_beside_the_recipe(write: Write, problems: Problems, sound: str, tmp_path: object) -> None:
     write("rows.jsonl", ROW)
     assert problems(sound, "data.sums={jsonl: rws.jsonl}") == [
-        f"command line: data.sums={{jsonl: rws.jsonl}}: file {tmp_path}/rws.jsonl is not there; did you mean 'rows.jsonl'?"
+        f"command line: data.sums={{jsonl: rws.jsonl}}: file {tmp_path}/rws.jsonl does not exist; did you mean 'rows.jsonl'?"
     ]
     assert problems(sound, "data.sums={jsonl: rows.jsonl}") == []
 
@@ -115,16 +115,16 @@ def test_the_evaluations_rewards_are_checked_against_its_prompts(write: Write, p
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("stages.reason.algorithm=gpro", "no algorithm is called 'gpro'; algorithms are [grpo, "),
-        ("stages.reason.algorithm=./mine.py:GRPO", "mine.py is not there"),
+        ("stages.reason.algorithm=gpro", "unknown algorithm 'gpro'; algorithms are [grpo, "),
+        ("stages.reason.algorithm=./mine.py:GRPO", "mine.py does not exist"),
         ("stages.reason.algorithm=./code.py:MIEN", "it has [os, MINE, make]; did you mean 'MINE'?"),
         ("stages.reason.algorithm=./broken.py:X", "broken.py is not Python: "),
         ("stages.reason.algorithm=code.py", "expected ./file.py:name, found 'code.py'"),
         (
             "template=r1zero",
-            "no template is called 'r1zero'; templates are [r1_zero, chat, plain] or ./file.jinja; did you mean 'r1_zero'?",
+            "unknown template 'r1zero'; templates are [r1_zero, chat, plain] or ./file.jinja; did you mean 'r1_zero'?",
         ),
-        ("template=./my.jinja", "my.jinja is not there"),
+        ("template=./my.jinja", "my.jinja does not exist"),
         ("model=./nowhere", "model './nowhere': there is no folder "),
         ("data.sums={generator: './code.py:mkae'}", "did you mean 'make'?"),
     ],
@@ -147,7 +147,7 @@ def test_a_made_models_problems_are_sums_of_the_recipe(problems: Problems, sound
     assert "data source 'sums': column 'expression' not found; found ['answer', 'completion', 'prompt']" in line
     (line,) = problems(sound.replace("org/base", model % "sms"))
     assert (
-        "a made model's problems must be a data source, found 'sms', which is not there; sources are [sums]; did you mean 'sums'?" in line
+        "a tiny model's problems must be a data source, found 'sms', which does not exist; sources are [sums]; did you mean 'sums'?" in line
     )
 
 
@@ -156,7 +156,7 @@ def test_a_tracker_that_is_not_there_is_reported_with_the_command_that_brings_it
 ) -> None:
     write("mine.py", "class Mine: pass\n")
     assert problems(sound, "trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]") == [
-        "command line: trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]: no tracker is called 'wandbb'; "
+        "command line: trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]: unknown tracker 'wandbb'; "
         "trackers are [tensorboard, wandb, mlflow, trackio] or ./file.py:Class; did you mean 'wandb'?",
         f"command line: trackers=[wandbb, ./mine.py:Yours, ./mine.py:Mine]: there is no 'Yours' in {tmp_path}/mine.py; it has [Mine]",
     ]
@@ -167,7 +167,7 @@ def test_a_way_for_weights_that_is_not_installed_is_reported_before_the_run(
 ) -> None:
     monkeypatch.setattr("grpo.config.check_inputs.find_spec", lambda name: None)
     assert problems(sound, "rollout.transport=nixl") == [
-        "command line: rollout.transport=nixl: nixl is not installed; pip install nixl, or delete transport: weights then go through main memory"
+        "command line: rollout.transport=nixl: nixl is not installed; run pip install nixl, or delete transport, and weights go through host memory"
     ]
 
 
@@ -179,7 +179,7 @@ def test_a_folder_of_a_trackers_name_is_not_the_tracker(
     monkeypatch.setattr("sys.path", [str(tmp_path)])  # and nothing else to find it in
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     (line,) = problems(sound, "trackers=[wandb]")
-    assert "tracker 'wandb' is not installed; pip install wandb" in line
+    assert "tracker 'wandb' is not installed; run pip install wandb" in line
 
 
 def test_a_reward_may_ask_where_its_row_came_from(write: Write, problems: Problems, sound: str) -> None:

@@ -33,7 +33,7 @@ def test_a_sound_recipe_has_no_problems(problems: Problems, sound: str) -> None:
         ),
         (
             "{name: s, kind: sft, from: resaon, data: sums}",
-            "from: stage 's' starts from 'resaon', which is not there; it can be one of [base, cold, reason]; did you mean 'reason'?",
+            "from: stage 's' starts from 'resaon', which does not exist; it can be one of [base, cold, reason]; did you mean 'reason'?",
         ),
         (
             "{name: s, kind: sft, from: s, data: sums}",
@@ -62,12 +62,12 @@ def test_a_sound_recipe_has_no_problems(problems: Problems, sound: str) -> None:
         ),
         (
             "{name: s, kind: distill, from: org/name, data: sums}",
-            "from: stage 's' starts from 'org/name', which is not there; it can be one of [base, cold, reason]; "
+            "from: stage 's' starts from 'org/name', which does not exist; it can be one of [base, cold, reason]; "
             "for another model write {path: ...} or {make: ...}",
         ),
         (
             "{name: s, kind: eval, evaluation: {prompts: smus}}",
-            "evaluation.prompts: an evaluation's prompts must be a data source, found 'smus', which is not there; "
+            "evaluation.prompts: an evaluation's prompts must be a data source, found 'smus', which does not exist; "
             "sources are [sums]; did you mean 'sums'?",
         ),
     ],
@@ -92,18 +92,18 @@ def test_a_name_means_one_thing(problems: Problems, sound: str) -> None:
         f"  - {{name: {name}, kind: sft, data: sums}}\n" for name in ("base", "sums", "cold")
     )
     assert problems(text) == [
-        "r.yaml:5: data.base: a data source cannot be called 'base', which means the recipe's model; rename it",
-        "r.yaml:21: stages.base.name: a stage cannot be called 'base', which means the recipe's model; rename it",
-        "r.yaml:21: stages.base.name: a stage and a data source are both called 'base'; rename one",
-        "r.yaml:22: stages.sums.name: a stage and a data source are both called 'sums'; rename one",
-        "r.yaml:23: stages.cold.name: two stages are called 'cold'; rename one",
+        "r.yaml:5: data.base: a data source cannot be named 'base', which means the recipe's model; rename it",
+        "r.yaml:21: stages.base.name: a stage cannot be named 'base', which means the recipe's model; rename it",
+        "r.yaml:21: stages.base.name: a stage and a data source are both named 'base'; rename one of them",
+        "r.yaml:22: stages.sums.name: a stage and a data source are both named 'sums'; rename one of them",
+        "r.yaml:23: stages.cold.name: two stages are named 'cold'; rename one of them",
     ]
 
 
 def test_the_recipes_evaluation_and_disjoint_from_name_data_sources(problems: Problems, sound: str) -> None:
     text = sound.replace("rows: 20}", "rows: 20, disjoint_from: [held_out, reason]}") + "evaluation: {prompts: harvest}\n"
     assert problems(text) == [
-        "r.yaml:4: data.sums.disjoint_from.0: disjoint_from must be a data source, found 'held_out', which is not there; "
+        "r.yaml:4: data.sums.disjoint_from.0: disjoint_from must be a data source, found 'held_out', which does not exist; "
         "sources are [sums]",
         "r.yaml:4: data.sums.disjoint_from.1: disjoint_from must be a data source, found 'reason', which is a stage; sources are [sums]",
         "r.yaml:20: evaluation.prompts: an evaluation's prompts must be a data source, found 'harvest', which is a stage; "
@@ -115,9 +115,7 @@ def test_disjoint_from_in_a_circle_is_one_problem(problems: Problems, sound: str
     text = sound.replace(
         "rows: 20}", "disjoint_from: [b]}\n  b: {general: true, disjoint_from: [c]}\n  c: {general: true, disjoint_from: [b]}"
     )
-    assert problems(text) == [
-        "r.yaml:5: data.b.disjoint_from: disjoint_from goes in a circle, b -> c -> b; let one of them keep its prompts"
-    ]
+    assert problems(text) == ["r.yaml:5: data.b.disjoint_from: circular disjoint_from: b -> c -> b; remove it from one of them"]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +128,13 @@ def test_disjoint_from_in_a_circle_is_one_problem(problems: Problems, sound: str
         ),
         (
             "measured_in: harvset",
-            ["found 'harvset', which is not there; it can be one of [reason, harvest, late]; did you mean 'harvest'?"],
+            ["found 'harvset', which does not exist; it can be one of [reason, harvest, late]; did you mean 'harvest'?"],
         ),
-        ("measured_in: late", ["stage 'late' takes rows from 'hard', which are measured in 'late', not before"]),
-        ("measured_in: harvest, measured: a.jsonl", ["measured: names a file and measured_in: a stage", "a.jsonl is not there"]),
+        ("measured_in: late", ["stage 'late' uses rows of 'hard', which stage 'late' has not measured yet"]),
+        (
+            "measured_in: harvest, measured: a.jsonl",
+            ["measured and measured_in both give the prompts a pass rate", "a.jsonl does not exist"],
+        ),
     ],
 )
 def test_prompts_are_measured_in_a_stage_before_those_that_need_it(keys: str, words: list[str], problems: Problems, sound: str) -> None:
@@ -148,4 +149,4 @@ def test_nothing_that_runs_before_all_stages_waits_for_one(problems: Problems, s
     lines = problems(sound.replace("data:\n", hard) + "evaluation: {prompts: hard}\n")
     assert len(lines) == 2
     assert "data source 'other' needs the rows of 'hard' from the start" in lines[0]
-    assert "the evaluation needs the rows of 'hard' from the start, and they are measured in stage 'harvest'" in lines[1]
+    assert "the evaluation needs the rows of 'hard' from the start, but stage 'harvest' measures them" in lines[1]

@@ -79,11 +79,11 @@ def test_an_unknown_reference_says_where_it_was_looked_for_and_what_there_is(shi
     with pytest.raises(RecipeError) as caught:
         load_recipe("r1_tny")
     there = tmp_path / "r1_tny"
-    expected = f"recipe 'r1_tny': {there} is no file of that name, and shipped recipes are [r1_tiny]; did you mean 'r1_tiny'?"
+    expected = f"recipe 'r1_tny': {there} does not exist, and shipped recipes are [r1_tiny]; did you mean 'r1_tiny'?"
     assert caught.value.problems == [expected]
     with pytest.raises(RecipeError, match="did you mean 'r1_tiny'"):
         load_recipe("recipes/r1_tiny.yml")
-    with pytest.raises(RecipeError, match="is a folder, not a recipe"):
+    with pytest.raises(RecipeError, match="is a folder, and shipped"):
         load_recipe("folder")
 
 
@@ -205,7 +205,7 @@ def test_a_shipped_recipe_can_be_extended_by_name(shipped: Path, write: Write, l
 
 def test_a_circle_of_extends_is_an_error_at_the_line_that_closes_it(write: Write, problems: Problems) -> None:
     write("a.yaml", "seed: 1\nextends: r.yaml\n")
-    assert problems("extends: a.yaml\n") == ["a.yaml:2: extends goes in a circle: r.yaml -> a.yaml -> r.yaml"]
+    assert problems("extends: a.yaml\n") == ["a.yaml:2: circular extends: r.yaml -> a.yaml -> r.yaml"]
 
 
 def test_problems_of_each_file_keep_their_file_and_line(write: Write, problems: Problems) -> None:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo.config import RlStage
+from grpo.util import text
 
 Problems = Callable[..., list[str]]
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,12 @@ def test_ten_mistakes_come_out_at_once_each_with_its_line(problems: Problems) ->
         "r.yaml:8: stages.cold.kind: no kind of stage is called 'stf'; kinds are [sft, rl, reject, distill, eval]; did you mean 'sft'?",
         "r.yaml:11: stages.reason.from: stage 'reason' starts from 'harvest', which comes after it; "
         "move 'harvest' up, or name a stage of kind sft, rl or distill, or 'base'",
-        "r.yaml:12: stages.reason.prompts: stage 'reason' takes its prompts from 'smus', which is not there; "
+        "r.yaml:12: stages.reason.prompts: stage 'reason' takes its prompts from 'smus', which does not exist; "
         "it can be one of [sums]; did you mean 'sums'?",
         "r.yaml:14: stages.reason.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "r.yaml:14: stages.reason.steps: expected a whole number above 0, found 'twelve'",
         "r.yaml:15: stages.reason.samples_per_prompt: expected a whole number of at least 2, found 1 "
-        "(an advantage is a reward minus its group's mean, so a group of one would teach nothing)",
+        "(the advantage of a group of one is always 0)",
         "r.yaml:16: stages.harvest.rewards: key 'rewards' is missing; write a list (1 or more) of a mapping {use: ...}",
     ]
 
@@ -77,10 +78,40 @@ def test_keys_of_other_toolkits_are_answered_with_ours_or_with_what_to_write(pro
     said = problems(sound.replace("    steps: 12\n", "    steps: 12\n" + "".join(f"    {name}: 1\n" for name in foreign)))
     unknown = [line for line in said if "unknown key" in line]
     assert len(unknown) == len(foreign)
-    assert [line for line in unknown if "known here are" in line] == []
+    assert [line for line in unknown if "known keys" in line] == []
     there = {line.partition("did you mean ")[2] for line in unknown if "which is there already" in line}
     assert there == {"'steps', which is there already?", "'rewards', which is there already?"}
-    assert "unknown key 'loss_type', which other toolkits have; here it is algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
+    assert "unknown key 'loss_type' of another toolkit; write algorithm: grpo, dr_grpo, dapo or another" in "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("sequences_per_update", "batch_size", "stages.cold"),
+        ("tokens_per_device", "max_tokens_per_micro_batch", "stages.cold"),
+        ("tokens_per_device", "max_tokens_per_micro_batch", "stages.reason"),
+        ("offload_optimiser", "offload_optimizer", "trainer"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_its_new_name(old: str, new: str, place: str, problems: Problems, sound: str) -> None:
+    value = "false" if place == "trainer" else "2000"
+    assert [line.split(": ", 2)[2] for line in problems(sound, f"{place}.{old}={value}")] == [f"unknown key {old!r}, now called {new!r}"]
+
+
+def test_known_keys_are_listed_once_for_a_mapping(problems: Problems, sound: str) -> None:
+    cold, first, second = problems(sound, "stages.cold.fsdp=1", "stages.reason.bf16=1", "stages.reason.fsdp=1")
+    assert "known keys are [" in cold and "known keys are [" in first
+    assert second.endswith("unknown key 'fsdp'; the known keys are listed at 'bf16'")
+
+
+def test_comparisons_grow_linearly_with_unknown_keys(problems: Problems, sound: str) -> None:
+    def num_comparisons(num_unknown: int) -> int:
+        before = sum(text._closest.cache_info()[:2])
+        lines = "".join(f"    zz{number}_qq: 1\n" for number in range(num_unknown))
+        assert len(problems(sound.replace("    steps: 12\n", f"    steps: 12\n{lines}"))) == num_unknown
+        return sum(text._closest.cache_info()[:2]) - before
+
+    assert num_comparisons(80) < 2.2 * num_comparisons(40)
 
 
 def one(problems: Problems, sound: str, old: str, new: str) -> str:
@@ -139,7 +170,7 @@ def one(problems: Problems, sound: str, old: str, new: str) -> str:
         (
             "{general: true, rows: 20}",
             "{general: true, frobnicate: 20}",
-            "data.sums.frobnicate: unknown key 'frobnicate'; known here are [columns, completion, csv, ",
+            "data.sums.frobnicate: unknown key 'frobnicate'; known keys are [columns, completion, csv, ",
         ),
         (
             "[{use: math}]\n    steps",
@@ -194,7 +225,7 @@ def test_a_long_value_is_cut(problems: Problems, sound: str) -> None:
         ("make: tiny_qwen2, layrs: 3", "model.layrs: unknown key 'layrs'; did you mean 'layers'?"),
         (
             "make: tiny_qwen2, corpus: {wroked: 1}",
-            "model.corpus.wroked: unknown key 'wroked'; known here are [worked, guess, untagged, arithmetic]; did you mean 'worked'?",
+            "model.corpus.wroked: unknown key 'wroked'; known keys are [worked, guess, untagged, arithmetic]; did you mean 'worked'?",
         ),
     ],
 )

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config.problems import Place
+from grpo.config.problems import SourceLocation
 from grpo.config.yaml_positions import read_yaml, write_yaml
 
-START = Place("r.yaml", 1)
+START = SourceLocation("r.yaml", 1)
 
 
 def data_of(text: str) -> Any:
@@ -58,7 +58,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 def test_every_value_knows_the_line_of_its_key_or_item() -> None:
     tree, _ = read_yaml("a: 1\nb:\n  c: 2\n  d:\n  - x\n  -\n    e: |\n      text\n", START)
     assert tree is not None
-    lines = {keys: node.place.line for keys, node in tree.walk()}
+    lines = {keys: node.location.line for keys, node in tree.walk()}
     assert lines == {("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "d"): 4, ("b", "d", 0): 5, ("b", "d", 1): 7, ("b", "d", 1, "e"): 7}
 
 
@@ -101,8 +101,8 @@ def test_tags_that_would_make_objects_are_refused(tag: str) -> None:
         ("a: *x\n", 1, "undefined alias 'x'"),
         ("a: 1\n---\na: 2\n", 2, "a second document begins here"),
         ("a: 1\nb: \x07\n", 2, "character '\\x07' is not allowed"),
-        ("? [1]\n: 2\n", 1, "a list or a mapping stands where a key should"),
-        ("a: &x [*x]\n", 1, "this alias stands inside what it names"),
+        ("? [1]\n: 2\n", 1, "a key is a list or a mapping"),
+        ("a: &x [*x]\n", 1, "this alias refers to a node that contains it"),
         ("a: {<<: 3}\n", 1, "'<<' takes a mapping"),
         ("a: !!int x\n", 1, "'x' is not a number"),
         ("[" * 700, 1, "nested too deeply"),
@@ -116,7 +116,7 @@ def test_a_broken_text_is_one_line_with_its_place(text: str, line: int, words: s
 def test_aliases_that_unfold_without_end_are_stopped() -> None:
     levels = "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9))
     (problem,) = problems_of(f"a0: &a0 [x]\n{levels}")
-    assert "unfold to more than" in problem
+    assert "expand to more than" in problem
 
 
 scalars = (

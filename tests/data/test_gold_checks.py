@@ -118,7 +118,7 @@ def test_a_plan_reads_so_many_gold_answers_and_says_how_many_it_did_not(tmp_path
 def test_a_filter_by_gold_answers_needs_a_reward_that_reads_them(tmp_path: Path) -> None:
     path = with_filter(stage_with(recipe(tmp_path, ["1"]), "{use: format}"))
     with pytest.raises(
-        RecipeError, match="no required reward that reads gold answers, such as math, judges samples of 'rows'; delete this filter"
+        RecipeError, match="no required reward that reads reference answers, such as math, scores samples of 'rows'; delete this filter"
     ):
         checked_recipe(str(path))
 

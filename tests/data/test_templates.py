@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpo.config import Tags
-from grpo.config.check_inputs import option_mistakes, template_mistakes
+from grpo.config.check_templates import option_mistakes, template_mistakes
 from grpo.data.template_checks import template_warnings
 from grpo.data.templates import Template
 from grpo.errors import DataError
@@ -279,8 +279,8 @@ def test_a_template_reaches_nothing_outside_of_it(tokenizer: PreTrainedTokenizer
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("a\n{{ messages.__class__ }}", "2: a template may not reach for __class__"),
-        ("{{ messages['__init__'] }}", "1: a template may not reach for __init__"),
+        ("a\n{{ messages.__class__ }}", "2: a template may not use __class__"),
+        ("{{ messages['__init__'] }}", "1: a template may not use __init__"),
         ("{% if x %}\n{{ a }", "2: not a jinja template: "),
         ("{% nothing %}", "1: not a jinja template: Encountered unknown tag 'nothing'."),
     ],

@@ -13,6 +13,7 @@ import pytest
 from grpo.report.charts import Series, line_chart, number, smooth, thinned, ticks
 from grpo.report.formatting import duration, visible
 from grpo.report.jsonl_index import Lines
+from grpo.report.run_reader import read_run
 from grpo.report.samples import shortened
 from tests.report.conftest import NASTY, NAUGHTY, RECIPE, ROOT, Page, figure_of, report, rl_metrics, rl_samples, stage, write, write_lines
 
@@ -64,6 +65,11 @@ def test_reward_parts_are_the_rewards_and_not_their_failure_counts(run: Path) ->
     assert legend == ["total", "math", "format"]
     (run / "02-reason" / "samples.jsonl").unlink()
     assert re.findall(r"</i>([^<]*)</li>", figure_of(report(run), "Reward")) == legend
+
+
+def test_a_metric_of_an_earlier_version_has_its_new_name(run: Path) -> None:
+    write_lines(run / "02-reason" / "metrics.jsonl", [{"step": 1, "reward/equal_groups_frac": 0.5}])
+    assert read_run(run).stages[1].steps == [{"step": 1, "reward/zero_variance_groups_frac": 0.5}]
 
 
 def test_a_reward_that_is_the_total_is_not_drawn_over_it(run: Path) -> None:
