@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grpo.config import DistillStage, EvalStage, Evaluation, Recipe, RejectStage, RlStage
 
 DEFAULT_PROMPT_TOKENS, DEFAULT_COMPLETION_TOKENS = 512, 256
@@ -19,14 +21,15 @@ def longest_completion(recipe: Recipe) -> int:
     return max(lengths, default=DEFAULT_COMPLETION_TOKENS)
 
 
-def longest_prompt(recipe: Recipe, positions: int | None) -> int:
+def longest_prompt(recipe: Recipe, positions_of_model: Callable[[], int | None]) -> int:
     """The longest prompt that a stage samples. If no stage does, as many tokens as a model has room for beside a completion, at most 512.
 
-    positions   the longest sequence that the model is made for; None for one without a limit. The result is below 1 if a completion takes all
+    positions_of_model   called only then: the longest sequence of the model; None if it has no limit. The result may be below 1
     """
     stated = [stage.max_prompt_tokens for stage in _sampling_stages(recipe)]
     if stated:
         return max(stated)
+    positions = positions_of_model()
     return DEFAULT_PROMPT_TOKENS if positions is None else min(DEFAULT_PROMPT_TOKENS, positions - longest_completion(recipe))
 
 

@@ -79,7 +79,7 @@ def longest_drawn(recipe: Recipe, drawn: Sequence[Architecture]) -> int:
     completion = longest_completion(recipe)
     stated = [e.max_prompt_tokens + e.max_completion_tokens for e in evaluations_of(recipe) if e.max_prompt_tokens is not None]
     positions = min((model.positions for model in drawn if model.positions is not None), default=None)
-    return max([completion + max(1, longest_prompt(recipe, positions)), *stated])
+    return max([completion + max(1, longest_prompt(recipe, lambda: positions)), *stated])
 
 
 def _too_long(recipe: Recipe, known: Mapping[str, Architecture]) -> Iterator[Finding]:

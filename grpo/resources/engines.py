@@ -95,6 +95,9 @@ class Engines:
             longest = max(longest, fitting + settings.max_completion_tokens)
         return longest
 
+    def _base_positions(self) -> int | None:
+        return positions_of_model(self.context.checkpoint("base").path)
+
     def prompt_limit(self, settings: Evaluation, model: Checkpoint) -> float:
         """The longest prompt that an evaluation of ``model`` asks: by its own setting, or by what model and engine have room for."""
         return min(self._room(settings, model), self.engine_tokens - settings.max_completion_tokens)
@@ -106,10 +109,11 @@ class Engines:
 
     def longest_prompt(self) -> int:
         """The longest prompt that any stage samples. Raises DataError if completions leave no room for one."""
-        positions, completion = positions_of_model(self.context.checkpoint("base").path), longest_completion(self.context.recipe)
-        longest = longest_prompt(self.context.recipe, positions)
+        recipe = self.context.recipe
+        longest = longest_prompt(recipe, self._base_positions)
         if longest < 1:
             raise DataError(
-                f"max_completion_tokens = {completion} leaves no room for a prompt: the model has {positions} positions; lower it"
+                f"max_completion_tokens = {longest_completion(recipe)} leaves no room for a prompt: "
+                f"the model has {self._base_positions()} positions; lower it"
             )
         return longest
