@@ -96,7 +96,7 @@ def test_weights_in_a_pickle_are_refused_and_not_read(tiny_qwen2: Path, tmp_path
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(RecipeError, match=r"holds no \*\.safetensors; weights in a pickle are not loaded"):
-        _model(str(folder), "base", SimpleNamespace(base=tmp_path))
+        _model(str(folder), "base", SimpleNamespace(context=SimpleNamespace(base=tmp_path)))
     with pytest.raises(OSError, match="safetensors"):
         PolicyTrainer(TrainerSpec(folder, OptimizerKeys(max_tokens_per_micro_batch=64), 1))
     with pytest.raises(OSError, match="safetensors"):

@@ -425,7 +425,7 @@ def _printed(code: str, deadline_s: float, failed: str, do: str) -> dict[str, An
 
 def _ran(command: Sequence[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
     """Run a command; past its deadline it is killed with all its children, and fails."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])}
     process = subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

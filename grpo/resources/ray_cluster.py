@@ -88,7 +88,7 @@ def start_ray() -> None:
         where = dict(address="local", num_cpus=num_cores(), include_dashboard=False, _node_ip_address="127.0.0.1", configure_logging=False)
         where["_temp_dir"] = str(_temporary())
     # Ray puts the current folder first in its workers' path, where a user's rewards.py would hide ours.
-    with contextlib.chdir(Path(__file__).parents[1]), _signals_for_the_driver_alone(), _deadline():
+    with contextlib.chdir(Path(__file__).parents[2]), _signals_for_the_driver_alone(), _deadline():
         try:
             ray.init(log_to_driver=False, **where)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:

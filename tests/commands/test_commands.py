@@ -20,7 +20,7 @@ from grpo.errors import DataError, RecipeError, TrainingError
 from grpo.run.interruption import Interrupted
 from grpo.run.progress import Progress
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from grpo.commands import doctor
 from grpo.commands.doctor import CHECKS, Check, Finding, outcome
 from grpo.util import tested_versions as tested
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECK = {check.name: check for check in CHECKS}
 
 

@@ -153,7 +153,6 @@ def test_a_rope_type_that_follows_the_longest_sequence_is_refused_beyond_its_con
     config = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "tokenizer.json").write_text("{}")
     assert memory(recipe, f"model.path={tmp_path}").problems == ()  # 512 + 1,536 = 2,048
     problems = memory(recipe, f"model.path={tmp_path}", "stages.one.max_prompt_tokens=513").problems
     assert any(
