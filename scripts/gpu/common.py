@@ -26,6 +26,7 @@ from grpo.config import Lora, OptimizerKeys, Tags, Trainer
 from grpo.resources.tiny_models import make_tokenizer
 from grpo.trainer.batch import Batch, make_batch
 from grpo.trainer.policy_trainer import PolicyTrainer, TrainerSpec
+from rollout.types import SamplingParams
 
 OUT = Path(os.environ.get("OUT", "."))
 WORK = Path(os.environ.get("WORK", "/tmp/gpu-work"))
@@ -128,7 +129,8 @@ def make_trainer(
         lora=Lora(rank=lora_rank) if lora_rank else None,
     )
     layout = Trainer(precision=precision)  # type: ignore[arg-type]
-    return PolicyTrainer(TrainerSpec(folder, optimizer, 1000, replace(GRPO, kl_coef=kl_coef), temperature, layout=layout))
+    sampling = SamplingParams(max_tokens=1, temperature=temperature)
+    return PolicyTrainer(TrainerSpec(folder, optimizer, 1000, replace(GRPO, kl_coef=kl_coef), sampling, layout=layout))
 
 
 def grouped_batch(prompts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]], seed: int, max_tokens: int) -> Batch:

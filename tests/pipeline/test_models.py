@@ -18,4 +18,4 @@ def test_a_model_that_cannot_be_had_is_named_with_what_to_do(ref: str, tmp_path:
     with pytest.raises(
         RecipeError, match=f"model '{ref}' is no folder here and could not be had from the hub: .*; write the path of a folder"
     ):
-        _model(ref, "base", SimpleNamespace(base=tmp_path))
+        _model(ref, "base", SimpleNamespace(context=SimpleNamespace(base=tmp_path)))

@@ -200,10 +200,10 @@ def test_filters_that_leave_one_token_are_greedy(model_engine: RolloutEngine, cu
     assert all(logprob == pytest.approx(0.0, abs=1e-5) for c in filtered for logprob in c.logprobs)
 
 
-def test_a_stop_string_is_the_end_of_the_text(sampler: RolloutEngine) -> None:
-    free = generate(sampler, requests(96, SamplingParams(8, 1.0), name="w"), 60)
+def test_a_stop_string_is_the_end_of_the_text(model_engine: RolloutEngine) -> None:
+    free = generate(model_engine, requests(96, SamplingParams(8, 1.0), name="w"), 60)
     index, text = next((i, c.text) for i, c in enumerate(free) if len(c.text) > 3 and c.text[:3].isascii() and c.text[:3].isprintable())
-    stopped = generate(sampler, requests(96, SamplingParams(8, 1.0, stop=(text[1:3],)), name="s"), 60)[index]
+    stopped = generate(model_engine, requests(96, SamplingParams(8, 1.0, stop=(text[1:3],)), name="s"), 60)[index]
     assert stopped.finish == "stop" and stopped.text == text[: text.find(text[1:3]) + 2]
     assert stopped.tokens.tolist() == free[index].tokens[: len(stopped.tokens)].tolist() and len(stopped.logprobs) == len(stopped.tokens)
 
